@@ -1,0 +1,199 @@
+"""The decoder as pure functions over one parameter tree.
+
+The canonical tree, with every kernel as [inputs, outputs]::
+
+    embedding/table                                 [vocab_size, hidden_size]
+    layers/<i>/attention_norm/scale                 [hidden_size]
+    layers/<i>/attention/{query,key,value}/kernel   [hidden_size, heads * head_dim]  (and bias)
+    layers/<i>/attention/{query,key}_norm/scale     [head_dim]      with query_key_norm
+    layers/<i>/attention/output/kernel              [heads * head_dim, hidden_size]  (and bias)
+    layers/<i>/attention_post_norm/scale            [hidden_size]   with sandwich_norms
+    layers/<i>/mlp_norm/scale                       [hidden_size]
+    layers/<i>/mlp/{gate,up}/kernel                 [hidden_size, intermediate_size] (and bias)
+    layers/<i>/mlp/down/kernel                      [intermediate_size, hidden_size] (and bias)
+    layers/<i>/mlp_post_norm/scale                  [hidden_size]   with sandwich_norms
+    final_norm/scale                                [hidden_size]
+    head/kernel                                     [hidden_size, vocab_size]  unless tied
+
+A run-time layout (`jaxrecipes.params.layout`) has `segments` in place of `layers`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxrecipes.models.config import ModelConfig
+from jaxrecipes.models.layers import Block, RMSNorm, Tokens
+from jaxrecipes.models.rope import rotation
+from jaxrecipes.models.stacking import Layout, RematPolicy, apply_layers
+
+Tree = dict[str, Any]
+
+
+def init_params(config: ModelConfig, key: jax.Array, dtype: Any = jnp.float32) -> Tree:
+    """Draws a canonical parameter tree: normal(0, 0.02) matrices, neutral norms, zero biases.
+
+    Args:
+        config: The model.
+        key: PRNG key.
+        dtype: dtype of every leaf.
+
+    Returns:
+        The tree described in this module's docstring.
+    """
+    embedding_key, head_key, *layer_keys = jax.random.split(key, config.num_layers + 2)
+    one = jnp.zeros((1, 1), jnp.int32)
+    states = jnp.zeros((1, 1, config.hidden_size), jnp.float32)
+    params: Tree = {
+        "embedding": {
+            "table": 0.02
+            * jax.random.normal(embedding_key, (config.vocab_size, config.hidden_size))
+        },
+        "layers": {},
+        "final_norm": {
+            "scale": (jnp.zeros if config.norm_plus_one else jnp.ones)((config.hidden_size,))
+        },
+    }
+    for index, layer_key in enumerate(layer_keys):
+        tokens = layer_tokens(config, index, one + 1, one)
+        block = Block(config, config.window(index))
+        params["layers"][str(index)] = block.init(layer_key, states, tokens)["params"]
+    if not config.tie_embeddings:
+        params["head"] = {
+            "kernel": 0.02 * jax.random.normal(head_key, (config.hidden_size, config.vocab_size))
+        }
+    return jax.tree.map(lambda leaf: leaf.astype(dtype), params)
+
+
+def abstract_params(config: ModelConfig, dtype: Any = jnp.float32) -> Tree:
+    """Returns the canonical tree as shapes and dtypes, without computing anything.
+
+    The one source of shapes for restoring, importing, sharding and counting.
+    """
+    return jax.eval_shape(lambda: init_params(config, jax.random.key(0), dtype))
+
+
+def layer_tokens(
+    config: ModelConfig,
+    layer: int,
+    segment_ids: jax.Array,
+    positions: jax.Array,
+    *,
+    key_segment_ids: jax.Array | None = None,
+    key_positions: jax.Array | None = None,
+    cache_offset: jax.Array | None = None,
+) -> Tokens:
+    """Gathers what a layer needs to know about its tokens.
+
+    Args:
+        config: The model.
+        layer: Index of the layer; decides which rotary embedding is used.
+        segment_ids: int32 [batch, length]; 0 is padding.
+        positions: int32 [batch, length].
+        key_segment_ids: int32 [batch, cache_length], with a cache.
+        key_positions: int32 [batch, cache_length], with a cache.
+        cache_offset: int32 scalar, with a cache.
+
+    Returns:
+        The tokens' description.
+    """
+    cosines, sines = rotation(config.layer_rope(layer), config.head_dim, positions)
+    return Tokens(
+        segment_ids=segment_ids,
+        positions=positions,
+        cosines=cosines,
+        sines=sines,
+        key_segment_ids=segment_ids if key_segment_ids is None else key_segment_ids,
+        key_positions=positions if key_positions is None else key_positions,
+        cache_offset=cache_offset,
+    )
+
+
+def embed(
+    config: ModelConfig, params: Tree, token_ids: jax.Array, compute_dtype: Any
+) -> jax.Array:
+    """Looks tokens up: int32 [batch, length] -> compute_dtype [batch, length, hidden_size]."""
+    states = params["embedding"]["table"][token_ids].astype(compute_dtype)
+    if config.embedding_scale is not None:
+        # Gemma rounds the factor to the compute dtype before it multiplies.
+        states = states * jnp.asarray(config.embedding_scale, compute_dtype)
+    return states
+
+
+def final_norm(config: ModelConfig, params: Tree, hidden_states: jax.Array) -> jax.Array:
+    """Applies the last RMSNorm to [batch, length, hidden_size]."""
+    norm = RMSNorm(config.norm_epsilon, config.norm_plus_one)
+    return norm.apply({"params": params["final_norm"]}, hidden_states)
+
+
+def hidden_states(
+    config: ModelConfig,
+    params: Tree,
+    token_ids: jax.Array,
+    segment_ids: jax.Array,
+    positions: jax.Array,
+    *,
+    compute_dtype: Any = jnp.float32,
+    layout: Layout | None = None,
+    remat: RematPolicy = "none",
+) -> jax.Array:
+    """Computes the hidden states after the final norm.
+
+    Args:
+        config: The model.
+        params: Canonical tree, or the runtime tree of `layout`.
+        token_ids: int32 [batch, length].
+        segment_ids: int32 [batch, length]; tokens see their own segment only, 0 is padding.
+        positions: int32 [batch, length], position of each token inside its segment.
+        compute_dtype: dtype of activations and products.
+        layout: The layout of `params`; None for the canonical tree.
+        remat: What layers keep for the backward pass, see `stacking.rematerialise`.
+
+    Returns:
+        compute_dtype [batch, length, hidden_size].
+    """
+    # One description for each kind of layer, made outside of the scans that use it.
+    kinds = {
+        layer_type: layer_tokens(
+            config, config.layer_types.index(layer_type), segment_ids, positions
+        )
+        for layer_type in sorted(set(config.layer_types))
+    }
+    states = embed(config, params, token_ids, compute_dtype)
+    states = apply_layers(
+        config,
+        params,
+        states,
+        lambda index: kinds[config.layer_types[index]],
+        layout=layout,
+        remat=remat,
+    )
+    return final_norm(config, params, states)
+
+
+def head_kernel(config: ModelConfig, params: Tree) -> jax.Array:
+    """Returns the output head, [hidden_size, vocab_size]; the transposed embedding when tied."""
+    if config.tie_embeddings:
+        return params["embedding"]["table"].T
+    return params["head"]["kernel"]
+
+
+def logits(config: ModelConfig, params: Tree, hidden_states: jax.Array) -> jax.Array:
+    """Computes output logits.
+
+    Args:
+        config: The model.
+        params: Canonical or runtime tree; only the head is read.
+        hidden_states: [..., hidden_size], after the final norm.
+
+    Returns:
+        float32 [..., vocab_size], soft-capped where the family does that.
+    """
+    kernel = head_kernel(config, params).astype(hidden_states.dtype)
+    values = jnp.matmul(hidden_states, kernel, preferred_element_type=jnp.float32)
+    if config.final_softcap is not None:
+        values = config.final_softcap * jnp.tanh(values / config.final_softcap)
+    return values

@@ -1,0 +1,223 @@
+"""What one layer is: RMSNorm, attention, gated feed-forward and the block, as Flax Linen modules.
+
+The modules are pure `init`/`apply` and carry no partition metadata: their parameters are plain
+nested dicts of arrays, named as in the canonical tree (see `jaxrecipes.models.decoder`).
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
+
+from jaxrecipes.models.attention import attention
+from jaxrecipes.models.config import ModelConfig
+from jaxrecipes.models.rope import rotate
+
+
+class LayerCache(NamedTuple):
+    """Keys and values that one layer has computed for earlier tokens.
+
+    Attributes:
+        key: [batch, cache_length, kv_heads, head_dim], already rotated.
+        value: [batch, cache_length, kv_heads, head_dim].
+    """
+
+    key: jax.Array
+    value: jax.Array
+
+
+class Tokens(NamedTuple):
+    """What every layer needs to know about the tokens that it processes.
+
+    Attributes:
+        segment_ids: int32 [batch, length]; 0 is padding.
+        positions: int32 [batch, length], position inside the segment.
+        cosines: float32 [batch, length, head_dim / 2], for the layer's own rotary embedding.
+        sines: float32 [batch, length, head_dim / 2].
+        key_segment_ids: int32 [batch, key_length]: `segment_ids` without a cache, else of the cache.
+        key_positions: int32 [batch, key_length], likewise.
+        cache_offset: int32 scalar, where in the cache the first token is written; None without.
+    """
+
+    segment_ids: jax.Array
+    positions: jax.Array
+    cosines: jax.Array
+    sines: jax.Array
+    key_segment_ids: jax.Array
+    key_positions: jax.Array
+    cache_offset: jax.Array | None
+
+
+class RMSNorm(nn.Module):
+    """Root-mean-square normalisation (arXiv 1910.07467, equation 4), computed in float32.
+
+    Attributes:
+        epsilon: Added to the mean square.
+        plus_one: Multiply by `1 + scale` instead of `scale` (Gemma).
+    """
+
+    epsilon: float
+    plus_one: bool
+
+    @nn.compact
+    def __call__(self, inputs: jax.Array) -> jax.Array:
+        """Normalises the last axis; returns the inputs' shape and dtype."""
+        initializer = nn.initializers.zeros if self.plus_one else nn.initializers.ones
+        scale = self.param("scale", initializer, (inputs.shape[-1],))
+        values = inputs.astype(jnp.float32)
+        mean_square = jnp.mean(jnp.square(values), axis=-1, keepdims=True)
+        values = values * jax.lax.rsqrt(mean_square + self.epsilon)
+        if self.plus_one:
+            return (values * (1.0 + scale.astype(jnp.float32))).astype(inputs.dtype)
+        return values.astype(inputs.dtype) * scale.astype(inputs.dtype)
+
+
+def _dense(features: int, *, bias: bool, dtype: jnp.dtype, name: str) -> nn.Dense:
+    initializer = nn.initializers.normal(stddev=0.02)
+    return nn.Dense(features, use_bias=bias, dtype=dtype, kernel_init=initializer, name=name)
+
+
+class Attention(nn.Module):
+    """Grouped-query self-attention with rotary positions.
+
+    Attributes:
+        config: The model.
+        sliding_window: Window of this layer in tokens, or None.
+    """
+
+    config: ModelConfig
+    sliding_window: int | None
+
+    @nn.compact
+    def __call__(
+        self, inputs: jax.Array, tokens: Tokens, cache: LayerCache | None
+    ) -> tuple[jax.Array, LayerCache | None]:
+        """Mixes tokens of the same segment.
+
+        Args:
+            inputs: [batch, length, hidden_size], normalised.
+            tokens: Segments, positions and rotations.
+            cache: Earlier keys and values; the new ones are written at `tokens.cache_offset`.
+
+        Returns:
+            [batch, length, hidden_size] and the updated cache.
+        """
+        config = self.config
+        batch, length, _ = inputs.shape
+
+        def project(name: str, heads: int) -> jax.Array:
+            dense = _dense(
+                heads * config.head_dim, bias=config.attention_bias, dtype=inputs.dtype, name=name
+            )
+            projected = checkpoint_name(dense(inputs), name)
+            return projected.reshape(batch, length, heads, config.head_dim)
+
+        query = project("query", config.num_heads)  # [batch, length, heads, head_dim]
+        key = project("key", config.num_kv_heads)  # [batch, length, kv_heads, head_dim]
+        value = project("value", config.num_kv_heads)
+        if config.query_key_norm:
+            query = RMSNorm(config.norm_epsilon, config.norm_plus_one, name="query_norm")(query)
+            key = RMSNorm(config.norm_epsilon, config.norm_plus_one, name="key_norm")(key)
+        query = rotate(query, tokens.cosines, tokens.sines)
+        key = rotate(key, tokens.cosines, tokens.sines)
+        if cache is not None:
+            start = (0, tokens.cache_offset, 0, 0)
+            key = jax.lax.dynamic_update_slice(cache.key, key.astype(cache.key.dtype), start)
+            value = jax.lax.dynamic_update_slice(
+                cache.value, value.astype(cache.value.dtype), start
+            )
+            cache = LayerCache(key, value)
+        mixed = attention(
+            query,
+            key,
+            value,
+            query_segment_ids=tokens.segment_ids,
+            key_segment_ids=tokens.key_segment_ids,
+            query_positions=tokens.positions,
+            key_positions=tokens.key_positions,
+            scale=config.query_scale,
+            softcap=config.attention_softcap,
+            sliding_window=self.sliding_window,
+        )
+        mixed = mixed.reshape(batch, length, config.num_heads * config.head_dim)
+        mixed = checkpoint_name(mixed, "mixed")
+        output = _dense(
+            config.hidden_size,
+            bias=config.attention_output_bias,
+            dtype=inputs.dtype,
+            name="output",
+        )
+        return output(mixed), cache
+
+
+class MLP(nn.Module):
+    """Gated feed-forward layer: `down(activation(gate(x)) * up(x))` (arXiv 2002.05202).
+
+    Attributes:
+        config: The model.
+    """
+
+    config: ModelConfig
+
+    @nn.compact
+    def __call__(self, inputs: jax.Array) -> jax.Array:
+        """Maps [batch, length, hidden_size] to the same shape."""
+        config = self.config
+
+        def project(name: str, features: int, values: jax.Array) -> jax.Array:
+            dense = _dense(features, bias=config.mlp_bias, dtype=inputs.dtype, name=name)
+            return checkpoint_name(dense(values), name)
+
+        gate = project("gate", config.intermediate_size, inputs)
+        up = project("up", config.intermediate_size, inputs)
+        if config.activation == "silu":
+            gate = nn.silu(gate)
+        else:
+            gate = nn.gelu(gate, approximate=True)
+        return project("down", config.hidden_size, gate * up)
+
+
+class Block(nn.Module):
+    """One pre-norm residual block, with Gemma's second norms where the family has them.
+
+    Attributes:
+        config: The model.
+        sliding_window: Window of this layer in tokens, or None.
+    """
+
+    config: ModelConfig
+    sliding_window: int | None
+
+    @nn.compact
+    def __call__(
+        self, hidden_states: jax.Array, tokens: Tokens, cache: LayerCache | None = None
+    ) -> tuple[jax.Array, LayerCache | None]:
+        """Applies attention and the feed-forward layer to the residual stream.
+
+        Args:
+            hidden_states: [batch, length, hidden_size].
+            tokens: Segments, positions and rotations.
+            cache: Earlier keys and values of this layer, or None.
+
+        Returns:
+            [batch, length, hidden_size] and the updated cache.
+        """
+        config = self.config
+
+        def norm(name: str, values: jax.Array) -> jax.Array:
+            return RMSNorm(config.norm_epsilon, config.norm_plus_one, name=name)(values)
+
+        mixed, cache = Attention(config, self.sliding_window, name="attention")(
+            norm("attention_norm", hidden_states), tokens, cache
+        )
+        if config.sandwich_norms:
+            mixed = norm("attention_post_norm", mixed)
+        hidden_states = hidden_states + mixed
+        changed = MLP(config, name="mlp")(norm("mlp_norm", hidden_states))
+        if config.sandwich_norms:
+            changed = norm("mlp_post_norm", changed)
+        return hidden_states + changed, cache

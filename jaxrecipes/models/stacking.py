@@ -1,0 +1,163 @@
+"""How layers are strung together: one after the other, or as scans over stacked parameters.
+
+A `Layout` says which layers form a segment. A segment is a sequence of runs that repeats; a run is
+a number of consecutive layers of one kind. With `[]` for a scan, 30 frozen layers and five new
+blocks on top of every sixth are `[F x 6] [T [F x 6] ] x 4 T`: a prefix that needs no backward pass,
+repeated groups, a suffix. Compile time follows the number of runs, not the number of layers.
+
+The canonical tree is the layout in which every layer stands alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+
+from jaxrecipes.models.config import ModelConfig
+from jaxrecipes.models.layers import Block, Tokens
+
+Tree = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Segment:
+    """Runs of layers that repeat.
+
+    Attributes:
+        start: Index of the first layer.
+        runs: Number of layers in each run.
+        repeats: How often the sequence of runs occurs.
+    """
+
+    start: int
+    runs: tuple[int, ...]
+    repeats: int
+
+    @property
+    def period(self) -> int:
+        """Number of layers in one repetition."""
+        return sum(self.runs)
+
+    @property
+    def stop(self) -> int:
+        """Index one past the last layer."""
+        return self.start + self.period * self.repeats
+
+    def run_layers(self, run: int) -> list[list[int]]:
+        """Returns the layer indices of a run, one list for each repetition."""
+        offset = self.start + sum(self.runs[:run])
+        return [
+            list(range(offset + self.period * repeat, offset + self.period * repeat + self.runs[run]))
+            for repeat in range(self.repeats)
+        ]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """All segments of a model, in order; every layer belongs to exactly one run."""
+
+    segments: tuple[Segment, ...]
+
+    @property
+    def num_layers(self) -> int:
+        """Number of layers."""
+        return self.segments[-1].stop if self.segments else 0
+
+    def runs(self) -> Iterator[tuple[str, Segment, int]]:
+        """Yields (path, segment, run index) of each run; the path is where the runtime tree has it."""
+        for number, segment in enumerate(self.segments):
+            for run in range(len(segment.runs)):
+                yield f"segments/{number}/{run}", segment, run
+
+
+RematPolicy = str
+REMAT_POLICIES: tuple[RematPolicy, ...] = ("none", "dots", "full")
+
+
+def rematerialise(function: Callable, policy: RematPolicy) -> Callable:
+    """Chooses what a layer keeps for its backward pass.
+
+    Args:
+        function: The layer.
+        policy: "none" keeps what differentiation needs; "dots" keeps the results of products with
+            weights and computes the rest again; "full" keeps the layer's input only.
+
+    Returns:
+        The function, wrapped.
+    """
+    if policy == "none":
+        return function
+    if policy == "dots":
+        saved = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
+        return jax.checkpoint(function, policy=saved, prevent_cse=False)
+    return jax.checkpoint(function, prevent_cse=False)
+
+
+def apply_layers(
+    config: ModelConfig,
+    params: Tree,
+    hidden_states: jax.Array,
+    tokens_of: Callable[[int], Tokens],
+    *,
+    layout: Layout | None,
+    remat: RematPolicy,
+) -> jax.Array:
+    """Runs every layer, in the canonical or in a runtime layout.
+
+    Args:
+        config: The model.
+        params: Tree with `layers/<index>/…` where `layout` is None, else with
+            `segments/<number>/<run>/…`, whose leaves are stacked [repeats, run length, …]
+            without the axes that have length one.
+        hidden_states: [batch, length, hidden_size].
+        tokens_of: Gives a layer index its segments, positions and rotations.
+        layout: How the layers are stacked.
+        remat: See `rematerialise`.
+
+    Returns:
+        [batch, length, hidden_size].
+    """
+
+    def layer(index: int) -> Callable[[jax.Array, Tree], jax.Array]:
+        block = Block(config, config.window(index))
+        tokens = tokens_of(index)
+
+        def apply(states: jax.Array, parameters: Tree) -> jax.Array:
+            return block.apply({"params": parameters}, states, tokens)[0]
+
+        return rematerialise(apply, remat)
+
+    if layout is None:
+        for index in range(config.num_layers):
+            hidden_states = layer(index)(hidden_states, params["layers"][str(index)])
+        return hidden_states
+
+    for number, segment in enumerate(layout.segments):
+        stacks = params["segments"][str(number)]
+
+        def one_repeat(states: jax.Array, stacks: Tree, segment: Segment = segment) -> jax.Array:
+            for run, length in enumerate(segment.runs):
+                function = layer(segment.run_layers(run)[0][0])
+                stack = stacks[str(run)]
+                if length == 1:
+                    states = function(states, stack)
+                else:
+                    states = jax.lax.scan(
+                        lambda carry, one, function=function: (function(carry, one), None),
+                        states,
+                        stack,
+                    )[0]
+            return states
+
+        if segment.repeats == 1:
+            hidden_states = one_repeat(hidden_states, stacks)
+        else:
+            hidden_states = jax.lax.scan(
+                lambda carry, one, one_repeat=one_repeat: (one_repeat(carry, one), None),
+                hidden_states,
+                stacks,
+            )[0]
+    return hidden_states
