@@ -246,9 +246,7 @@ def row_document(
     )
 
 
-def _value(
-    row: Mapping[str, object], column: str, where: str, columns: ResolvedColumns
-) -> object:
+def _value(row: Mapping[str, object], column: str, where: str, columns: ResolvedColumns) -> object:
     if column not in row:
         resolve_columns(list(row), columns.as_mapping(), where=where)  # type: ignore[arg-type]
     return row[column]

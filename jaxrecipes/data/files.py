@@ -47,7 +47,9 @@ def kind_of_file(path: Path) -> str | None:
     return KIND_BY_SUFFIX.get(suffixes[-1]) if suffixes else None
 
 
-def read_text(path: Path, *, unit: TextUnit, id_prefix: str, report: ReadReport) -> Iterator[Document]:
+def read_text(
+    path: Path, *, unit: TextUnit, id_prefix: str, report: ReadReport
+) -> Iterator[Document]:
     """Reads a text file as one document, or one a line, or one a paragraph (split at empty lines).
 
     Args:
@@ -129,7 +131,9 @@ def read_jsonl(
         if document is not None:
             yield document
     if rows == 0:
-        raise DataError(f"{path}: the file holds only empty lines; expected one JSON object a line.")
+        raise DataError(
+            f"{path}: the file holds only empty lines; expected one JSON object a line."
+        )
 
 
 def read_csv(
@@ -163,7 +167,9 @@ def read_csv(
             if header is None:
                 header = [cell.strip() for cell in cells]
                 if len(set(header)) != len(header):
-                    raise DataError(f"{where}: the header names a column twice: {', '.join(header)}.")
+                    raise DataError(
+                        f"{where}: the header names a column twice: {', '.join(header)}."
+                    )
                 resolved = resolve_columns(header, columns, where=where)
                 continue
             if len(cells) != len(header):
@@ -288,7 +294,9 @@ def _json_message(path: Path, number: int, line: str, error: Exception) -> str:
     if not line.endswith("\n"):
         message += "; it is the last line and has no line end, so the file is probably truncated"
     elif line.strip() in ("[", "{"):
-        message += "; the file seems to hold one large JSON value. Convert it: jq -c '.[]' in > out.jsonl"
+        message += (
+            "; the file seems to hold one large JSON value. Convert it: jq -c '.[]' in > out.jsonl"
+        )
     excerpt = line[max(0, column - 30) : column + 10].strip()
     return f"{message}. Expected one JSON object a line; near: {excerpt!r}"
 

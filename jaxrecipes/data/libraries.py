@@ -94,9 +94,7 @@ def read_tfds(
     yield from _rows(rows, f"tfds:{name}", columns, report)
 
 
-def _rows(
-    rows: Any, where: str, columns: ColumnMapping, report: ReadReport
-) -> Iterator[Document]:
+def _rows(rows: Any, where: str, columns: ColumnMapping, report: ReadReport) -> Iterator[Document]:
     resolved = None
     for number, row in enumerate(rows, start=1):
         place = f"{where}: row {number}"

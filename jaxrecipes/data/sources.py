@@ -219,9 +219,7 @@ def _read_files(source: ResolvedSource, report: ReadReport) -> Iterator[Document
     for path in source.paths:
         prefix = _relative(path, source) if many else ""
         if source.kind == "text":
-            yield from files.read_text(
-                path, unit=source.spec.unit, id_prefix=prefix, report=report
-            )
+            yield from files.read_text(path, unit=source.spec.unit, id_prefix=prefix, report=report)
             continue
         reader = {"jsonl": files.read_jsonl, "csv": files.read_csv, "parquet": files.read_parquet}
         yield from reader[source.kind](
