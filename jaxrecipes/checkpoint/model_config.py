@@ -1,0 +1,482 @@
+"""`config.json` of Hugging Face checkpoints -> ModelConfig.
+
+Every key is either read here, known not to change what a causal decoder computes, or at a value that
+switches its feature off. Anything else is an error that names the key: a checkpoint is never
+computed approximately. Both spellings are read, transformers 4 (`rope_theta`, `rope_scaling`,
+`torch_dtype`, `sliding_window_pattern`) and transformers 5 (`rope_parameters`, `dtype`,
+`layer_types`).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from jaxrecipes.errors import CheckpointError, ConfigError
+from jaxrecipes.models.config import (
+    FULL_ATTENTION,
+    LAYER_TYPES,
+    SLIDING_ATTENTION,
+    LinearScaling,
+    Llama3Scaling,
+    ModelConfig,
+    RopeConfig,
+)
+
+NEW_BLOCKS_KEY = "jaxrecipes_new_blocks"
+
+
+@dataclass(frozen=True)
+class Family:
+    """What a `model_type` means beyond the numbers in its config file.
+
+    Attributes:
+        name: `ModelConfig.family`.
+        architecture: The transformers class that a checkpoint of the family names.
+        defaults: Values that transformers takes for keys that the file leaves out.
+        activation_key: The key that names the activation.
+        gemma: Norms scale by 1 + w, sandwich norms, scaled embeddings, `query_pre_attn_scalar`.
+        query_key_norm: Query and key heads are normalised.
+        biases: "none", "query_key_value" (always), or "option" (the key `attention_bias`, which
+            covers the output projection too).
+        windows: Which layers slide: "never", "always", "from_max_window_layers" or "pattern".
+    """
+
+    name: str
+    architecture: str
+    defaults: Mapping[str, Any]
+    activation_key: str = "hidden_act"
+    gemma: bool = False
+    query_key_norm: bool = False
+    biases: str = "option"
+    windows: str = "never"
+
+
+_GEMMA_DEFAULTS = {
+    "head_dim": 256,
+    "hidden_activation": "gelu_pytorch_tanh",
+    "tie_word_embeddings": True,
+    "query_pre_attn_scalar": 256,
+    "sliding_window": 4096,
+}
+_QWEN_DEFAULTS = {"sliding_window": 4096, "max_window_layers": 28, "use_sliding_window": False}
+
+FAMILIES: dict[str, Family] = {
+    "llama": Family("llama", "LlamaForCausalLM", {}),
+    "mistral": Family(
+        "mistral",
+        "MistralForCausalLM",
+        {"sliding_window": 4096},
+        biases="none",
+        windows="always",
+    ),
+    "qwen2": Family(
+        "qwen2",
+        "Qwen2ForCausalLM",
+        _QWEN_DEFAULTS,
+        biases="query_key_value",
+        windows="from_max_window_layers",
+    ),
+    "qwen3": Family(
+        "qwen3",
+        "Qwen3ForCausalLM",
+        {**_QWEN_DEFAULTS, "head_dim": 128},
+        query_key_norm=True,
+        windows="from_max_window_layers",
+    ),
+    "gemma2": Family(
+        "gemma2",
+        "Gemma2ForCausalLM",
+        {
+            **_GEMMA_DEFAULTS,
+            "attn_logit_softcapping": 50.0,
+            "final_logit_softcapping": 30.0,
+            "sliding_window_pattern": 2,
+        },
+        activation_key="hidden_activation",
+        gemma=True,
+        windows="pattern",
+    ),
+    "gemma3_text": Family(
+        "gemma3",
+        "Gemma3ForCausalLM",
+        {
+            **_GEMMA_DEFAULTS,
+            "rope_theta": 1_000_000.0,
+            "rope_local_base_freq": 10_000.0,
+            "sliding_window_pattern": 6,
+        },
+        activation_key="hidden_activation",
+        gemma=True,
+        query_key_norm=True,
+        windows="pattern",
+    ),
+}
+
+_ACTIVATIONS = {"silu": "silu", "swish": "silu", "gelu_pytorch_tanh": "gelu_tanh"}
+
+# Book-keeping, training-time and generation-time settings: a forward pass does not read them.
+_INERT_KEYS = frozenset(
+    """
+    _name_or_path architectures transformers_version torch_dtype dtype model_type
+    bos_token_id eos_token_id pad_token_id sep_token_id decoder_start_token_id tokenizer_class
+    initializer_range use_cache pretraining_tp return_dict output_attentions output_hidden_states
+    chunk_size_feed_forward id2label label2id problem_type num_labels prefix task_specific_params
+    attention_dropout hidden_dropout mlp_dropout embd_pdrop resid_pdrop classifier_dropout
+    cache_implementation attn_implementation _attn_implementation _attn_implementation_autoset
+    is_llama_config transformers.js_config unsloth_version unsloth_fixed finetuning_task torchscript
+    max_length min_length do_sample early_stopping num_beams num_beam_groups diversity_penalty
+    temperature top_k top_p typical_p repetition_penalty length_penalty no_repeat_ngram_size
+    encoder_no_repeat_ngram_size bad_words_ids num_return_sequences output_scores
+    return_dict_in_generate forced_bos_token_id forced_eos_token_id remove_invalid_values
+    exponential_decay_length_penalty suppress_tokens begin_suppress_tokens
+    """.split()
+)
+_READ_KEYS = frozenset(
+    """
+    vocab_size hidden_size intermediate_size num_hidden_layers num_attention_heads
+    num_key_value_heads head_dim max_position_embeddings rms_norm_eps tie_word_embeddings
+    rope_theta rope_scaling rope_parameters
+    """.split()
+)
+# Read as well, but only by the families that have them: elsewhere a value that is set is an error.
+_FAMILY_KEYS = {
+    "llama": {"hidden_act", "attention_bias", "mlp_bias"},
+    "mistral": {"hidden_act", "sliding_window"},
+    "qwen2": {"hidden_act", "sliding_window", "max_window_layers", "use_sliding_window"},
+    "qwen3": {
+        *("hidden_act", "attention_bias"),
+        *("sliding_window", "max_window_layers", "use_sliding_window"),
+    },
+    # Gemma's early files name the activation twice; `hidden_activation` is the one that counts.
+    "gemma2": {
+        *("hidden_act", "hidden_activation", "attention_bias", "query_pre_attn_scalar"),
+        *("sliding_window", "sliding_window_pattern"),
+        *("attn_logit_softcapping", "final_logit_softcapping"),
+    },
+    "gemma3": {
+        *("hidden_act", "hidden_activation", "attention_bias", "query_pre_attn_scalar"),
+        *("sliding_window", "sliding_window_pattern", "_sliding_window_pattern"),
+        # Gemma 3 has no soft-cap on attention logits; transformers reads the key and ignores it.
+        *("final_logit_softcapping", "rope_local_base_freq"),
+    },
+}
+
+
+def read_model_config(folder: str | Path) -> ModelConfig:
+    """Reads what a Hugging Face checkpoint computes.
+
+    Args:
+        folder: Folder with `config.json`.
+
+    Returns:
+        The model.
+
+    Raises:
+        CheckpointError: The file is missing or not JSON, the family is unknown, a value is missing
+            or of the wrong type, or a key changes the computation in a way that is not supported.
+    """
+    path = Path(folder) / "config.json"
+    return parse_model_config(read_json(path), where=str(path))
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Reads a JSON object from a file.
+
+    Raises:
+        CheckpointError: The file is missing, unreadable, not UTF-8, not JSON or not an object.
+    """
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise CheckpointError(
+            f"{path} is missing; a Hugging Face checkpoint folder has config.json, safetensors "
+            f"files and tokenizer files"
+        ) from None
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        raise CheckpointError(f"{path} is not UTF-8 text (byte {error.start})") from None
+    except json.JSONDecodeError as error:
+        raise CheckpointError(
+            f"{path}:{error.lineno}:{error.colno}: not JSON: {error.msg}; is the download complete?"
+        ) from None
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{path}: expected a JSON object, found {type(value).__name__}")
+    return value
+
+
+def parse_model_config(values: Mapping[str, Any], *, where: str) -> ModelConfig:
+    """Turns the content of a `config.json` into a ModelConfig.
+
+    Args:
+        values: The JSON object.
+        where: Put before error messages, for example the file's path.
+
+    Returns:
+        The model.
+
+    Raises:
+        CheckpointError: As `read_model_config`.
+    """
+    family = find_family(values, where)
+    _refuse_unknown_keys(family, values, where)
+    reader = _Reader({**family.defaults, **values}, where)
+    heads = reader.integer("num_attention_heads")
+    hidden = reader.integer("hidden_size")
+    if "head_dim" not in reader.values and hidden % heads:
+        raise CheckpointError(
+            f"{where}: hidden_size ({hidden}) is not a multiple of num_attention_heads ({heads}) "
+            f"and head_dim is not given"
+        )
+    head_dim = reader.integer("head_dim", hidden // heads)
+    layer_types, sliding_window = _layer_types(family, reader)
+    rope, rope_local = _ropes(family, reader)
+    biased = family.biases == "option" and reader.boolean("attention_bias", False)
+    query_scalar = reader.number("query_pre_attn_scalar", 0.0) if family.gemma else head_dim
+    try:
+        return ModelConfig(
+            family=family.name,
+            vocab_size=reader.integer("vocab_size"),
+            hidden_size=hidden,
+            intermediate_size=reader.integer("intermediate_size"),
+            num_layers=len(layer_types),
+            num_heads=heads,
+            num_kv_heads=reader.integer("num_key_value_heads", heads),
+            head_dim=head_dim,
+            max_position_embeddings=reader.integer("max_position_embeddings"),
+            norm_epsilon=reader.number("rms_norm_eps", 1e-6),
+            tie_embeddings=reader.boolean("tie_word_embeddings", False),
+            activation=_activation(family, reader),
+            attention_bias=biased or family.biases == "query_key_value",
+            attention_output_bias=biased,
+            mlp_bias=family.name == "llama" and reader.boolean("mlp_bias", False),
+            query_key_norm=family.query_key_norm,
+            norm_plus_one=family.gemma,
+            sandwich_norms=family.gemma,
+            embedding_scale=hidden**0.5 if family.gemma else None,
+            query_scale=query_scalar**-0.5,
+            attention_softcap=reader.optional_number("attn_logit_softcapping"),
+            final_softcap=reader.optional_number("final_logit_softcapping"),
+            layer_types=layer_types,
+            sliding_window=sliding_window,
+            rope=rope,
+            rope_local=rope_local,
+            new_blocks=tuple(reader.integers(NEW_BLOCKS_KEY)),
+        )
+    except ConfigError as error:
+        raise CheckpointError(f"{where}: {error}") from None
+
+
+def find_family(values: Mapping[str, Any], where: str) -> Family:
+    """Returns the family that `model_type` names, or refuses it.
+
+    Raises:
+        CheckpointError: `model_type` is missing or not a supported decoder.
+    """
+    model_type = values.get("model_type")
+    if model_type == "gemma3" and "text_config" in values:
+        raise CheckpointError(
+            f"{where}: model_type 'gemma3' is the multimodal checkpoint (it has a vision tower); "
+            f"use a text-only one, whose model_type is 'gemma3_text'"
+        )
+    if model_type not in FAMILIES:
+        raise CheckpointError(
+            f"{where}: model_type is {model_type!r}; supported families are "
+            f"{', '.join(sorted(FAMILIES))}"
+        )
+    return FAMILIES[model_type]
+
+
+def _refuse_unknown_keys(family: Family, values: Mapping[str, Any], where: str) -> None:
+    known = _INERT_KEYS | _READ_KEYS | _FAMILY_KEYS[family.name] | {"layer_types", NEW_BLOCKS_KEY}
+    for key, value in values.items():
+        switched_off = value is None or value is False or value in (0, "", [], {})
+        if key in known or switched_off:
+            continue
+        if key == "partial_rotary_factor" and value == 1:
+            continue
+        advice = (
+            "dequantise the checkpoint first, or import a GGUF file"
+            if key == "quantization_config"
+            else "jaxrecipes does not compute what this key asks for; use another checkpoint, or "
+            "remove the key if you know that it has no effect"
+        )
+        raise CheckpointError(
+            f"{where}: key {key!r} has the value {value!r}, which is not supported for family "
+            f"{family.name}; {advice}"
+        )
+
+
+def _activation(family: Family, reader: _Reader) -> str:
+    key = family.activation_key
+    name = reader.values.get(key) or family.defaults.get(key, "silu")
+    if not isinstance(name, str) or name not in _ACTIVATIONS:
+        raise CheckpointError(
+            f"{reader.where}: key {key!r} has the value {name!r}; supported are "
+            f"{', '.join(_ACTIVATIONS)}"
+        )
+    return _ACTIVATIONS[name]
+
+
+def _layer_types(family: Family, reader: _Reader) -> tuple[tuple[str, ...], int | None]:
+    layers = reader.integer("num_hidden_layers")
+    window = reader.optional_integer("sliding_window")
+    listed = reader.values.get("layer_types")
+    if family.windows == "from_max_window_layers" and not reader.boolean("use_sliding_window"):
+        window = None
+    if family.windows == "never":
+        window = None
+    if window is None:
+        expected = (FULL_ATTENTION,) * layers
+    elif family.windows == "always":
+        expected = (SLIDING_ATTENTION,) * layers
+    elif family.windows == "from_max_window_layers":
+        first = reader.integer("max_window_layers")
+        expected = tuple(
+            SLIDING_ATTENTION if index >= first else FULL_ATTENTION for index in range(layers)
+        )
+    else:
+        # Every n-th layer sees everything.
+        pattern = reader.integer("sliding_window_pattern")
+        expected = tuple(
+            SLIDING_ATTENTION if (index + 1) % pattern else FULL_ATTENTION
+            for index in range(layers)
+        )
+    if listed is None:
+        return expected, window
+    if not isinstance(listed, list) or len(listed) != layers:
+        raise CheckpointError(
+            f"{reader.where}: key 'layer_types' must list one type for each of the {layers} layers"
+            f"; found {listed!r}"
+        )
+    for index, layer_type in enumerate(listed):
+        if layer_type not in LAYER_TYPES:
+            raise CheckpointError(
+                f"{reader.where}: key 'layer_types' has {layer_type!r} for layer {index}; "
+                f"supported are {', '.join(LAYER_TYPES)}"
+            )
+    if family.windows in ("never", "always") and tuple(listed) != expected:
+        raise CheckpointError(
+            f"{reader.where}: key 'layer_types' asks for {sorted(set(listed))}, but in family "
+            f"{family.name} every layer is {expected[0]} and transformers ignores the key"
+        )
+    return tuple(listed), window
+
+
+def _ropes(family: Family, reader: _Reader) -> tuple[RopeConfig, RopeConfig | None]:
+    scaling = reader.values.get("rope_scaling") or None
+    parameters = scaling or reader.values.get("rope_parameters") or {}
+    theta = reader.number("rope_theta", 10_000.0)
+    if family.name != "gemma3":
+        return _rope(parameters, theta, reader), None
+    local_theta = reader.number("rope_local_base_freq")
+    # A nested `rope_parameters` has one entry for each kind of layer.
+    nested = dict(reader.values.get("rope_parameters") or {})
+    full = {**(nested.get(FULL_ATTENTION) or {}), **(scaling or {})}
+    local = nested.get(SLIDING_ATTENTION) or {}
+    for key in nested:
+        if key not in LAYER_TYPES:
+            raise CheckpointError(
+                f"{reader.where}: key 'rope_parameters' has the entry {key!r}; expected one entry "
+                f"for each of {', '.join(LAYER_TYPES)}"
+            )
+    return _rope(full, theta, reader), _rope(local, local_theta, reader)
+
+
+_ROPE_KEYS = {
+    "default": set(),
+    "linear": {"factor"},
+    "llama3": {
+        *("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),
+    },
+}
+
+
+def _rope(parameters: Any, theta: float, reader: _Reader) -> RopeConfig:
+    where = f"{reader.where}: rope parameters"
+    if not isinstance(parameters, Mapping):
+        raise CheckpointError(f"{where}: expected an object, found {parameters!r}")
+    kind = parameters.get("rope_type", parameters.get("type", "default"))
+    if kind not in _ROPE_KEYS:
+        raise CheckpointError(
+            f"{where}: rope_type is {kind!r}; supported are {', '.join(_ROPE_KEYS)}"
+        )
+    for key, value in parameters.items():
+        if key in {"rope_type", "type", "rope_theta"} | _ROPE_KEYS[kind] or value is None:
+            continue
+        if key == "partial_rotary_factor" and value == 1:
+            continue
+        raise CheckpointError(
+            f"{where}: key {key!r} has the value {value!r}, which is not supported with "
+            f"rope_type {kind!r}"
+        )
+    inner = _Reader(parameters, where)
+    theta = inner.number("rope_theta", theta)
+    if kind == "linear":
+        return RopeConfig(theta, LinearScaling(inner.number("factor")))
+    if kind == "llama3":
+        original = inner.integer(
+            "original_max_position_embeddings", reader.integer("max_position_embeddings")
+        )
+        scaling = Llama3Scaling(
+            factor=inner.number("factor"),
+            low_frequency_factor=inner.number("low_freq_factor"),
+            high_frequency_factor=inner.number("high_freq_factor"),
+            original_max_position=original,
+        )
+        return RopeConfig(theta, scaling)
+    return RopeConfig(theta)
+
+
+@dataclass(frozen=True)
+class _Reader:
+    """Typed access to a JSON object; each error names the key, its value and what was expected."""
+
+    values: Mapping[str, Any]
+    where: str
+
+    def _get(self, key: str, default: Any, kinds: tuple[type, ...], name: str) -> Any:
+        value = self.values.get(key)
+        value = default if value is None else value
+        if value is None:
+            raise CheckpointError(f"{self.where}: key {key!r} is missing; expected {name}")
+        if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
+            raise CheckpointError(f"{self.where}: key {key!r} is {value!r}; expected {name}")
+        return value
+
+    def integer(self, key: str, default: int | None = None) -> int:
+        value = self._get(key, default, (int,), "a positive whole number")
+        if value < 1:
+            raise CheckpointError(
+                f"{self.where}: key {key!r} is {value}; expected a positive whole number"
+            )
+        return value
+
+    def number(self, key: str, default: float | None = None) -> float:
+        value = float(self._get(key, default, (int, float), "a positive number"))
+        if not 0 < value < float("inf"):
+            raise CheckpointError(
+                f"{self.where}: key {key!r} is {value}; expected a positive number"
+            )
+        return value
+
+    def boolean(self, key: str, default: bool | None = None) -> bool:
+        return self._get(key, default, (bool,), "true or false")
+
+    def optional_integer(self, key: str) -> int | None:
+        return None if self.values.get(key) is None else self.integer(key)
+
+    def optional_number(self, key: str) -> float | None:
+        return None if self.values.get(key) is None else self.number(key)
+
+    def integers(self, key: str) -> list[int]:
+        value = self._get(key, [], (list,), "a list of whole numbers")
+        if any(isinstance(item, bool) or not isinstance(item, int) for item in value):
+            raise CheckpointError(
+                f"{self.where}: key {key!r} is {value!r}; expected a list of whole numbers"
+            )
+        return value
