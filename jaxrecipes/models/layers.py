@@ -22,8 +22,8 @@ class LayerCache(NamedTuple):
     """Keys and values that one layer has computed for earlier tokens.
 
     Attributes:
-        key: [batch, cache_length, kv_heads, head_dim], already rotated.
-        value: [batch, cache_length, kv_heads, head_dim].
+        key: [batch, kv_heads, cache_length, head_dim], already rotated.
+        value: [batch, kv_heads, cache_length, head_dim].
     """
 
     key: jax.Array
@@ -125,12 +125,17 @@ class Attention(nn.Module):
         query = rotate(query, tokens.cosines, tokens.sines)
         key = rotate(key, tokens.cosines, tokens.sines)
         if cache is not None:
-            start = (0, tokens.cache_offset, 0, 0)
-            key = jax.lax.dynamic_update_slice(cache.key, key.astype(cache.key.dtype), start)
-            value = jax.lax.dynamic_update_slice(
-                cache.value, value.astype(cache.value.dtype), start
+            heads_first = (0, 2, 1, 3)
+            start = (0, 0, tokens.cache_offset, 0)
+            key = key.transpose(heads_first).astype(cache.key.dtype)
+            value = value.transpose(heads_first).astype(cache.value.dtype)
+            cache = LayerCache(
+                jax.lax.dynamic_update_slice(cache.key, key, start),
+                jax.lax.dynamic_update_slice(cache.value, value, start),
             )
-            cache = LayerCache(key, value)
+            # `attention` transposes back, so that the products read the cache as it lies.
+            key = cache.key.transpose(heads_first)
+            value = cache.value.transpose(heads_first)
         mixed = attention(
             query,
             key,

@@ -1,0 +1,138 @@
+"""From logits to the next token: one transform a function, and the choice itself.
+
+A transform maps float32 logits [batch, vocab_size] to logits in which the tokens that must not be
+drawn are minus infinity. The order in `choose` is that of `transformers`: temperature, top-k,
+top-p, min-p.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+
+from jaxrecipes.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How the next token is drawn. The value is static under `jax.jit`.
+
+    Attributes:
+        temperature: Logits are divided by it; 0 takes the most likely token.
+        top_k: Only the `top_k` most likely tokens are drawn; 0 for all.
+        top_p: Only the smallest set of tokens whose probabilities reach `top_p` is drawn; 1 for all
+            (nucleus sampling, arXiv 1904.09751).
+        min_p: Only tokens with at least `min_p` times the highest probability are drawn; 0 for all
+            (arXiv 2407.01082).
+    """
+
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+
+    def __post_init__(self) -> None:
+        """Refuses values outside of their range.
+
+        Raises:
+            ConfigError: Names the field, its value and its range.
+        """
+        if not (math.isfinite(self.temperature) and self.temperature >= 0):
+            raise ConfigError(
+                f"temperature is {self.temperature}; expected a finite number, 0 (greedy) or more"
+            )
+        if self.top_k < 0:
+            raise ConfigError(f"top_k is {self.top_k}; expected 0 (all tokens) or more")
+        if not 0 < self.top_p <= 1:
+            raise ConfigError(f"top_p is {self.top_p}; expected above 0 and up to 1 (all tokens)")
+        if not 0 <= self.min_p <= 1:
+            raise ConfigError(f"min_p is {self.min_p}; expected 0 (all tokens) up to 1")
+
+
+GREEDY = Sampling()
+
+
+def scale_by_temperature(logits: jax.Array, temperature: float) -> jax.Array:
+    """Divides logits by a temperature above 0."""
+    return logits / temperature
+
+
+def keep_top_k(logits: jax.Array, top_k: int) -> jax.Array:
+    """Keeps the `top_k` highest logits of each row, and those equal to the last of them.
+
+    Args:
+        logits: float32 [batch, vocab_size].
+        top_k: At least 1; larger than the vocabulary keeps everything.
+
+    Returns:
+        The logits, minus infinity where a token was removed.
+    """
+    if top_k >= logits.shape[-1]:
+        return logits
+    lowest_kept = jax.lax.top_k(logits, top_k)[0][..., -1:]
+    return jnp.where(logits < lowest_kept, -jnp.inf, logits)
+
+
+def keep_top_p(logits: jax.Array, top_p: float) -> jax.Array:
+    """Keeps the smallest set of most likely tokens whose probabilities sum to `top_p` or more.
+
+    Args:
+        logits: float32 [batch, vocab_size].
+        top_p: Above 0, at most 1; the most likely token is always kept.
+
+    Returns:
+        The logits, minus infinity where a token was removed. Tokens exactly as likely as the last
+        one kept are kept too.
+    """
+    descending = -jnp.sort(-logits, axis=-1)
+    probabilities = jax.nn.softmax(descending, axis=-1)
+    # A token belongs to the set when the more likely ones have not reached top_p without it.
+    before = jnp.cumsum(probabilities, axis=-1) - probabilities
+    lowest_kept = jnp.min(jnp.where(before < top_p, descending, jnp.inf), axis=-1, keepdims=True)
+    return jnp.where(logits < lowest_kept, -jnp.inf, logits)
+
+
+def keep_min_p(logits: jax.Array, min_p: float) -> jax.Array:
+    """Keeps tokens with at least `min_p` (above 0) times the probability of the most likely one."""
+    highest = jnp.max(logits, axis=-1, keepdims=True)
+    return jnp.where(logits < highest + math.log(min_p), -jnp.inf, logits)
+
+
+def draw(logits: jax.Array, keys: jax.Array) -> jax.Array:
+    """Draws one token a row, each with its own key.
+
+    Args:
+        logits: float32 [batch, vocab_size]; minus infinity is never drawn.
+        keys: PRNG keys [batch].
+
+    Returns:
+        int32 [batch].
+    """
+    # vmap, so that a row's draw is a function of its key alone and not of its place in the batch.
+    return jax.vmap(jax.random.categorical)(keys, logits).astype(jnp.int32)
+
+
+def choose(logits: jax.Array, sampling: Sampling, keys: jax.Array) -> jax.Array:
+    """Chooses the next token of each row.
+
+    Args:
+        logits: float32 [batch, vocab_size].
+        sampling: How; static.
+        keys: PRNG keys [batch]; not read when the temperature is 0.
+
+    Returns:
+        int32 [batch].
+    """
+    if sampling.temperature == 0:
+        return jnp.argmax(logits, axis=-1).astype(jnp.int32)
+    logits = scale_by_temperature(logits, sampling.temperature)
+    if sampling.top_k:
+        logits = keep_top_k(logits, sampling.top_k)
+    if sampling.top_p < 1:
+        logits = keep_top_p(logits, sampling.top_p)
+    if sampling.min_p:
+        logits = keep_min_p(logits, sampling.min_p)
+    return draw(logits, keys)
