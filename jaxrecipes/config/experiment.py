@@ -1,0 +1,217 @@
+"""The whole experiment: the model, the comparison, and what must hold across sections."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, PrivateAttr, model_validator
+from pydantic_core import PydanticCustomError
+
+from jaxrecipes.config.data import DataSection, KeepDocuments, SourceSection
+from jaxrecipes.config.recipe_options import (
+    RECIPE_SECTIONS,
+    BlockExpansionSection,
+    FreezeSection,
+    RecipeName,
+    StridedFreezeSection,
+)
+from jaxrecipes.config.section import ArmName, Section
+from jaxrecipes.config.train import EvaluateSection, TrainSection
+
+
+class ModelSection(Section):
+    """The pretrained model."""
+
+    checkpoint: str = Field(
+        min_length=1,
+        description="A Hugging Face folder, a .gguf file, a hub id (owner/name), package:NAME (a "
+        "weights file inside an installed Python package) or random:tiny-llama (a small model with "
+        "random weights and a byte tokenizer, to try the plumbing; its results mean nothing).",
+    )
+    revision: str | None = Field(
+        default=None, description="Commit hash, tag or branch of a hub id. null: the newest."
+    )
+    compute_dtype: Literal["float32", "bfloat16"] = Field(
+        default="bfloat16",
+        description="Number type of the forward and backward pass and of frozen weights. Trained "
+        "weights and the optimizer are float32 in any case. float32 is faster on most CPUs.",
+    )
+
+
+class ArmTrainSection(Section):
+    """What an arm may train differently: the update and the memory, never the amount of data."""
+
+    optimizer: dict[str, Any] = Field(
+        default={}, description="Any keys of train.optimizer; the others are as in train.optimizer."
+    )
+    micro_batch_size: int | None = Field(
+        default=None, ge=1, description="As train.micro_batch_size."
+    )
+    remat: Literal["none", "dots", "full"] | None = Field(
+        default=None, description="As train.remat."
+    )
+    loss_chunk: int | None = Field(default=None, ge=1, description="As train.loss_chunk.")
+
+
+class ArmSection(Section):
+    """One more arm of the comparison: another recipe, at equal steps, tokens and data."""
+
+    name: ArmName | None = Field(
+        default=None, description="Its name in tables, charts and folders. null: the recipe's name."
+    )
+    recipe: RecipeName = Field(description="The recipe of this arm.")
+    block_expansion: BlockExpansionSection | None = Field(
+        default=None, description="As at the top level."
+    )
+    freeze: FreezeSection | None = Field(default=None, description="As at the top level.")
+    strided_freeze: StridedFreezeSection | None = Field(
+        default=None, description="As at the top level."
+    )
+    train: ArmTrainSection = Field(
+        default=ArmTrainSection(), description="What it trains differently."
+    )
+    learning_rates: list[Annotated[float, Field(gt=0, le=10)]] = Field(
+        default=[], description="Run the arm once with each of these rates (a sweep)."
+    )
+
+
+def arm_names(arm: ArmSection) -> list[str]:
+    """Names the runs of one item of `compare`: one, or one for each rate of its sweep."""
+    name = arm.name or arm.recipe
+    return [f"{name}-lr{rate:g}" for rate in arm.learning_rates] or [name]
+
+
+class Config(Section):
+    """A whole experiment."""
+
+    version: Literal[1] = Field(description="Version of this schema.")
+    name: ArmName | None = Field(
+        default=None,
+        description="Name of the main arm in tables and folders. null: the recipe's name.",
+    )
+    recipe: RecipeName = Field(description="What changes in the model. `jaxrecipes ls` explains.")
+    seed: int = Field(
+        default=0,
+        ge=0,
+        lt=2**32,
+        description="Decides the split, the order of rows and every random draw.",
+    )
+    output: str = Field(min_length=1, description="Run folder; made if it does not exist.")
+    model: ModelSection = Field(description="The pretrained model.")
+    block_expansion: BlockExpansionSection | None = Field(
+        default=None, description="Options of recipe block_expansion."
+    )
+    freeze: FreezeSection | None = Field(default=None, description="Options of recipe freeze.")
+    strided_freeze: StridedFreezeSection | None = Field(
+        default=None, description="Options of recipe strided_freeze."
+    )
+    data: DataSection = Field(description="What to learn and what to keep.")
+    train: TrainSection = Field(description="How long, how much at once, and how.")
+    evaluate: EvaluateSection = Field(
+        default=EvaluateSection(), description="What is measured, and when."
+    )
+    compare: list[ArmSection] = Field(
+        default=[],
+        description="More arms, run at equal steps, tokens and data, and reported together.",
+    )
+
+    # Dotted key -> where its value came from; filled in by file.load_config, empty elsewhere.
+    _origins: dict[str, str] = PrivateAttr(default_factory=dict)
+
+    @property
+    def origins(self) -> dict[str, str]:
+        """Dotted key -> "file:line" or "command line", for given keys; empty if made in Python."""
+        return dict(self._origins)
+
+    @property
+    def arm_name(self) -> str:
+        """The name of the main arm."""
+        return self.name or self.recipe
+
+    @model_validator(mode="after")
+    def _across_sections(self) -> Config:
+        problems = conflicts(self)
+        if problems:
+            summary = "; ".join(f"{key}: {message}" for key, message in problems)
+            raise PydanticCustomError(
+                "conflicts", "{summary}", {"summary": summary, "problems": problems}
+            )
+        return self
+
+
+def conflicts(config: Config) -> list[tuple[str, str]]:
+    """Finds values that are right alone and wrong together.
+
+    Returns:
+        Pairs (dotted key, what is wrong and what to do), empty if all is well.
+    """
+    train = config.train
+    found = [*_recipe_conflicts(config), *_expansion_conflicts(config.block_expansion)]
+    found += _arm_conflicts(config)
+    if (train.steps is None) == (train.epochs is None):
+        given = "neither is" if train.steps is None else "both are"
+        found.append(("train.steps", f"give either steps or epochs; {given} given"))
+    if train.micro_batch_size is not None and train.batch_size % train.micro_batch_size:
+        found.append(
+            (
+                "train.micro_batch_size",
+                f"{train.micro_batch_size} does not divide batch_size ({train.batch_size})",
+            )
+        )
+    for number, source in enumerate(config.data.learn):
+        found += _source_conflicts(source, f"data.learn.{number}")
+    if isinstance(config.data.keep, KeepDocuments):
+        for number, source in enumerate(config.data.keep.sources):
+            found += _source_conflicts(source, f"data.keep.sources.{number}")
+    return found
+
+
+def _recipe_conflicts(config: Config) -> list[tuple[str, str]]:
+    found = []
+    for section in RECIPE_SECTIONS:
+        given = getattr(config, section) is not None
+        if section == config.recipe and not given:
+            found.append((section, f"recipe {config.recipe} needs the section {section}"))
+        if section != config.recipe and given:
+            found.append((section, f"recipe {config.recipe} does not read it; remove the section"))
+    return found
+
+
+def _arm_conflicts(config: Config) -> list[tuple[str, str]]:
+    found, names = [], {config.arm_name}
+    for number, arm in enumerate(config.compare):
+        for name in arm_names(arm):
+            if name in names:
+                message = f"the name {name!r} is taken by another arm; give this one its own"
+                found.append((f"compare.{number}.name", message))
+            names.add(name)
+        if arm.learning_rates and "learning_rate" in arm.train.optimizer:
+            message = "give either learning_rates or train.optimizer.learning_rate; both are given"
+            found.append((f"compare.{number}.learning_rates", message))
+    return found
+
+
+def _expansion_conflicts(expansion: BlockExpansionSection | None) -> list[tuple[str, str]]:
+    if expansion is None:
+        return []
+    placement, new_blocks, per_group = (
+        expansion.placement,
+        expansion.new_blocks,
+        expansion.per_group,
+    )
+    if isinstance(placement, list) and len(placement) != new_blocks:
+        message = f"lists {len(placement)} positions, but new_blocks is {new_blocks}"
+        return [("block_expansion.placement", message)]
+    if placement != "interleaved" and per_group != 1:
+        return [("block_expansion.per_group", "is read only where placement is interleaved")]
+    if new_blocks % per_group:
+        message = f"{per_group} does not divide new_blocks ({new_blocks})"
+        return [("block_expansion.per_group", message)]
+    return []
+
+
+def _source_conflicts(source: SourceSection, key: str) -> list[tuple[str, str]]:
+    from_hub = source.format == "hub" or source.source.startswith("hub:")
+    if source.subset is not None and not from_hub:
+        return [(f"{key}.subset", "is read only for a hub dataset (hub:<dataset>)")]
+    return []

@@ -1,0 +1,61 @@
+"""The resolved config: every value with its origin, and the hash by which configs are equal."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Any
+
+import yaml
+
+from jaxrecipes.config.experiment import Config
+from jaxrecipes.config.yaml_text import ConfigDumper, parse_yaml
+
+
+def resolved_yaml(config: Config) -> str:
+    """Writes a config with all defaults filled in, and each value's origin as a comment.
+
+    Returns:
+        YAML that `load_config` reads back as an equal config.
+    """
+    text = yaml.dump(
+        config.model_dump(),
+        Dumper=ConfigDumper,
+        sort_keys=False,
+        default_flow_style=False,
+        allow_unicode=True,
+        width=1_000_000,
+    )
+    parsed = parse_yaml(text, "resolved config")
+    lines = text.splitlines()
+    origins = config.origins
+    for path, number in parsed.lines.items():
+        value = _at(parsed.data, path)
+        if isinstance(value, dict | list) and value or isinstance(value, str) and "\n" in value:
+            continue
+        key = ".".join(map(str, path))
+        line = lines[number - 1].rstrip()
+        lines[number - 1] = f"{line}  # {origins.get(key, 'default')}"
+    return "\n".join(lines) + "\n"
+
+
+def config_hash(config: Config) -> str:
+    """Hashes everything in a config that can change a result.
+
+    `output`, `name`, `compare` and `train.trackers` are left out, so an arm has the same hash in
+    every folder and in every comparison. Defaults are filled in before hashing, so writing a
+    default out changes nothing.
+
+    Returns:
+        sha256, 64 hexadecimal digits.
+    """
+    data = config.model_dump(exclude={"output": True, "name": True, "compare": True})
+    del data["train"]["trackers"]
+    text = json.dumps(data, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _at(data: Any, path: tuple[str | int, ...]) -> Any:
+    for part in path:
+        data = data[part]
+    return data

@@ -1,0 +1,186 @@
+"""The sections of training and evaluation."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from jaxrecipes.config.section import Pattern, Section
+
+
+class DecayRule(Section):
+    """One rule: which leaves, and whether weight decay applies."""
+
+    pattern: Pattern = Field(description="Regular expression that a whole leaf path must match.")
+    decay: bool = Field(description="Whether weight decay applies to matching leaves.")
+
+
+DEFAULT_DECAY_RULES = (
+    DecayRule(pattern=r".*/(scale|bias)", decay=False),
+    DecayRule(pattern=r".*", decay=True),
+)
+
+
+class OptimizerSection(Section):
+    """How a gradient becomes an update."""
+
+    name: Literal["adamw", "lion", "adafactor", "muon"] = Field(
+        default="adamw", description="Update rule. muon uses AdamW where a leaf is not a matrix."
+    )
+    learning_rate: float = Field(
+        gt=0,
+        le=10,
+        description="Peak rate. New blocks that start as the identity want about ten times that of "
+        "full fine-tuning.",
+    )
+    schedule: Literal["constant", "linear", "cosine", "wsd"] = Field(
+        default="cosine",
+        description="Course of the rate after warm-up. wsd: constant, then linear decay over the "
+        "last fifth.",
+    )
+    warmup: float = Field(
+        default=0.06,
+        ge=0,
+        lt=1,
+        description="Share of all steps over which the rate rises from zero.",
+    )
+    final_ratio: float = Field(
+        default=0.1, ge=0, le=1, description="Rate at the last step, as a share of the peak."
+    )
+    weight_decay: float = Field(
+        default=0.1,
+        ge=0,
+        le=1,
+        description="Decoupled weight decay, times the rate; trained leaves only.",
+    )
+    decay_rules: list[DecayRule] = Field(
+        default=list(DEFAULT_DECAY_RULES),
+        min_length=1,
+        description="Ordered rules; the first that matches a leaf decides whether it decays.",
+    )
+    beta1: float = Field(
+        default=0.9, ge=0, lt=1, description="First-moment decay (AdamW, Lion); momentum (Muon)."
+    )
+    beta2: float = Field(default=0.95, ge=0, lt=1, description="Second-moment decay (AdamW, Lion).")
+    epsilon: float = Field(
+        default=1e-8, gt=0, le=1, description="Added to the root of the second moment."
+    )
+    clip_norm: float | None = Field(
+        default=1.0,
+        gt=0,
+        description="Largest global norm of the trained leaves' gradient. null: none.",
+    )
+
+
+class SpikesSection(Section):
+    """When a step is skipped because its loss or gradient is out of the ordinary."""
+
+    sigma: float = Field(
+        default=6.0,
+        gt=0,
+        description="Skip a step this many standard deviations above the recent mean.",
+    )
+    window: int = Field(
+        default=128, ge=8, le=65536, description="Accepted steps that count as recent."
+    )
+    limit: int = Field(
+        default=10,
+        ge=1,
+        description="Skipped steps in a row after which the run stops with exit code 5.",
+    )
+
+
+class CheckpointSection(Section):
+    """Saving the training state."""
+
+    every_steps: int = Field(
+        default=100, ge=1, description="Steps between saves; the end is saved too."
+    )
+    keep: int = Field(
+        default=2, ge=1, le=1000, description="Complete checkpoints to keep: the newest."
+    )
+
+
+class TrackersSection(Section):
+    """Where metrics go besides metrics.jsonl. Logins come from the tracker's own environment."""
+
+    tensorboard: bool = Field(
+        default=False, description="Write TensorBoard event files into the run folder."
+    )
+    wandb: bool = Field(default=False, description="Log to Weights & Biases (extra: wandb).")
+    mlflow: bool = Field(default=False, description="Log to MLflow (extra: mlflow).")
+
+
+class TrainSection(Section):
+    """How long, how much at once, and how."""
+
+    steps: int | None = Field(
+        default=None, ge=1, description="Optimizer steps. Give steps or epochs."
+    )
+    epochs: float | None = Field(
+        default=None, gt=0, description="Passes over the learn set. Give steps or epochs."
+    )
+    batch_size: int = Field(ge=1, description="Rows a step, over all devices.")
+    micro_batch_size: int | None = Field(
+        default=None,
+        ge=1,
+        description="Rows at a time: gradients of the parts are added up, which needs less memory "
+        "and changes nothing else. Must divide batch_size. null: all at once.",
+    )
+    optimizer: OptimizerSection = Field(description="How a gradient becomes an update.")
+    remat: Literal["none", "dots", "full"] = Field(
+        default="none",
+        description="What the backward pass computes again to save memory: nothing, all but matrix "
+        "products, everything.",
+    )
+    loss_chunk: int = Field(
+        default=1024,
+        ge=1,
+        description="Tokens whose logits exist at one time; less needs less memory.",
+    )
+    spikes: SpikesSection = Field(default=SpikesSection(), description="Skipping harmful steps.")
+    checkpoint: CheckpointSection = Field(
+        default=CheckpointSection(), description="Saving the training state."
+    )
+    trackers: TrackersSection = Field(default=TrackersSection(), description="Where metrics go.")
+
+
+class BootstrapSection(Section):
+    """Confidence intervals, by resampling documents."""
+
+    samples: int = Field(default=1000, ge=100, le=1_000_000, description="Resamples an interval.")
+    confidence: float = Field(default=0.95, gt=0.5, lt=1, description="Coverage of the interval.")
+
+
+class EvaluateSection(Section):
+    """What is measured, and when."""
+
+    points: int = Field(
+        default=4,
+        ge=1,
+        le=1000,
+        description="Evaluations after the start, evenly spaced; the last one is at the end. The "
+        "start is always evaluated.",
+    )
+    learn_documents: int | None = Field(
+        default=None, ge=2, description="Use at most this many held-out learn documents. null: all."
+    )
+    keep_documents: int | None = Field(
+        default=None, ge=2, description="Use at most this many keep documents. null: all."
+    )
+    choices: str | None = Field(
+        default="builtin",
+        min_length=1,
+        description="Multiple-choice items that the model should still answer: builtin, a JSONL "
+        "file (question, choices, answer), or null for none.",
+    )
+    last_words: str | None = Field(
+        default="builtin",
+        min_length=1,
+        description="Last-word items: builtin, a JSONL file (context, target), or null for none.",
+    )
+    batch_size: int = Field(default=8, ge=1, description="Rows at a time, over all devices.")
+    bootstrap: BootstrapSection = Field(
+        default=BootstrapSection(), description="Confidence intervals."
+    )
