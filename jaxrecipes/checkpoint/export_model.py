@@ -151,8 +151,7 @@ def _write_weights(
         name = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
         name = SINGLE_FILE if len(shards) == 1 else name
         tensors = {
-            rows[path].huggingface: _stored(path, rows[path], leaves[path], dtype)
-            for path in paths
+            rows[path].huggingface: _stored(path, rows[path], leaves[path], dtype) for path in paths
         }
         try:
             save_file(tensors, folder / name, metadata={"format": "pt"})
@@ -160,6 +159,8 @@ def _write_weights(
             raise CheckpointError(
                 f"{folder / name} could not be written: {error}; is the disk full?"
             ) from None
+        # safetensors creates files that only their owner may read.
+        (folder / name).chmod(folder.stat().st_mode & 0o666)
         weight_map.update({tensor: name for tensor in tensors})
     if len(shards) > 1:
         index = {

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 from gguf import GGUFReader, ReaderTensor, dequantize
 
+from jaxrecipes.checkpoint.model_config import FAMILIES
 from jaxrecipes.checkpoint.tensor_files import refuse_non_finite
 from jaxrecipes.errors import CheckpointError
 from jaxrecipes.models.config import Llama3Scaling, ModelConfig, RopeConfig
@@ -135,7 +136,11 @@ def gguf_config(reader: GGUFReader, path: Path) -> dict[str, Any]:
             f"{path}: metadata key {architecture}.{unknown[0]} has the value {own[unknown[0]]!r}, "
             f"which is not supported"
         )
-    config: dict[str, Any] = {"model_type": _MODEL_TYPES[architecture]}
+    model_type = _MODEL_TYPES[architecture]
+    config: dict[str, Any] = {
+        "architectures": [FAMILIES[model_type].architecture],
+        "model_type": model_type,
+    }
     for key, name in _CONFIG_KEYS.items():
         if name not in own:
             raise CheckpointError(f"{path}: metadata key {architecture}.{name} is missing")
@@ -313,4 +318,3 @@ def gguf_tensors(reader: GGUFReader, path: Path, config: ModelConfig) -> dict[st
         minus_one = config.norm_plus_one and stored.name.endswith("norm.weight")
         tensors[stored.name] = GgufTensor(stored.name, path, stored, rotary_heads, minus_one)
     return tensors
-

@@ -165,9 +165,7 @@ def _byte_level(
 ) -> Tokenizer:
     """Byte-level BPE: GPT-2's scheme with the split that the file's `pre` names."""
     pre = values.get("tokenizer.ggml.pre", "default")
-    merges = [
-        tuple(merge.split(" ", 1)) for merge in _array(reader, path, "tokenizer.ggml.merges")
-    ]
+    merges = [tuple(merge.split(" ", 1)) for merge in _array(reader, path, "tokenizer.ggml.merges")]
     tokenizer = Tokenizer(
         models.BPE(
             vocab={token: index for index, token in enumerate(tokens)},

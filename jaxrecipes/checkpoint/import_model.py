@@ -146,9 +146,7 @@ def _refuse_wrong_tensors(
             )
 
 
-def _without_tied_head(
-    source: Path, spare: list[str], tensors: Mapping[str, Tensor]
-) -> list[str]:
+def _without_tied_head(source: Path, spare: list[str], tensors: Mapping[str, Tensor]) -> list[str]:
     """Drops a head from the unused tensors when it is the copy of the embedding that it should be."""
     for head, table in (
         ("lm_head.weight", "model.embed_tokens.weight"),

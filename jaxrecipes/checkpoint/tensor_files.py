@@ -62,7 +62,9 @@ class StoredTensor:
                 else:
                     array = file.get_tensor(self.name)
         except (SafetensorError, OSError) as error:
-            raise CheckpointError(f"{self.file}: tensor {self.name} cannot be read: {error}") from None
+            raise CheckpointError(
+                f"{self.file}: tensor {self.name} cannot be read: {error}"
+            ) from None
         refuse_non_finite(array, f"{self.file}: tensor {self.name}")
         return array
 
@@ -166,4 +168,3 @@ def shorten(names: list[str], limit: int = 8) -> str:
     """Joins names for a message, the first few and how many more there are."""
     more = f" and {len(names) - limit} more" if len(names) > limit else ""
     return ", ".join(names[:limit]) + more
-
