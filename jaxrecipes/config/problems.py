@@ -147,13 +147,18 @@ def _number_hint(kind: str, value: Any) -> str:
 def _follow(data: Any, location: tuple[str | int, ...]) -> Path:
     """Keeps the parts of an error's location that are keys of the data, dropping union labels."""
     path: list[str | int] = []
+    here: Any = data
     for part in location:
-        is_key = isinstance(data, Mapping) and part in data
-        is_index = isinstance(data, list) and isinstance(part, int) and part < len(data)
-        if is_key or is_index:
-            data = data[part]
+        if _has(here, part):
+            here = here[part]
             path.append(part)
     return tuple(path)
+
+
+def _has(container: Any, part: str | int) -> bool:
+    if isinstance(container, Mapping):
+        return part in container
+    return isinstance(container, list) and isinstance(part, int) and part < len(container)
 
 
 def _show(value: Any) -> str:

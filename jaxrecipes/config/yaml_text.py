@@ -91,7 +91,7 @@ def parse_yaml(text: str, name: str) -> YamlText:
         mark = error.problem_mark or error.context_mark
         line = f":{mark.line + 1}" if mark else ""
         raise ConfigError(
-            f"{name}{line}: not valid YAML: {error.problem or error.context}; check the indentation "
+            f"{name}{line}: not valid YAML: {error.problem or error.context}; check indentation "
             "(spaces only), quotes and colons near this line"
         ) from None
     except yaml.YAMLError as error:
