@@ -37,12 +37,14 @@ class ReadReport:
         characters: Their total length in characters.
         dropped: Reason -> number of documents left out.
         examples: Reason -> the first ids (or places) left out, at most five each.
+        columns: Columns that were read, as a mapping; empty for sources without columns.
     """
 
     documents: int = 0
     characters: int = 0
     dropped: Counter[str] = field(default_factory=Counter)
     examples: dict[str, list[str]] = field(default_factory=dict)
+    columns: dict[str, object] = field(default_factory=dict)
 
     def drop(self, reason: str, where: str) -> None:
         """Counts one document that was left out for ``reason``."""
@@ -213,6 +215,8 @@ def row_document(
     Raises:
         DataError: A column is missing in this row, or a value has the wrong type.
     """
+    if not report.columns:
+        report.columns = columns.as_mapping()
     parts: list[str] = []
     for column in columns.text:
         value = _value(row, column, where, columns)

@@ -47,8 +47,10 @@ def read_docstrings(
         DataError: A named package is not installed.
     """
     seen: set[str] = set()
-    for name in modules:
-        for module in _public_modules(name, report):
+    # All are imported before the first docstring is read: importing SciPy changes one of NumPy's.
+    loaded = [(name, list(_public_modules(name, report))) for name in modules]
+    for name, public in loaded:
+        for module in public:
             exported = getattr(module, "__all__", None)
             names = sorted(set(exported) if exported is not None else set(vars(module)))
             for attribute in names:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any, Protocol
@@ -41,7 +41,6 @@ class Preview:
     Attributes:
         reference: The source as the user wrote it.
         kind: Detected kind.
-        mapping: Role -> column, as far as the user mapped any.
         files: Number of files.
         complete: False where only the first documents were read.
         report: Documents read, and those left out with the reasons.
@@ -58,7 +57,6 @@ class Preview:
 
     reference: str
     kind: str
-    mapping: Mapping[str, Any]
     files: int
     complete: bool
     report: ReadReport
@@ -133,7 +131,6 @@ def preview_source(
     return Preview(
         reference=source.reference,
         kind=resolved.kind,
-        mapping=dict(source.columns),
         files=len(resolved.paths),
         complete=complete,
         report=report,
@@ -165,7 +162,8 @@ def render_preview(
         parts.append(Panel(Text(preview.problem), title="would stop here", border_style="red"))
     packed = preview.packed
     if packed is not None:
-        for index in range(min(rows, len(packed))):
+        # Spread over the set: neighbouring rows are often pieces of one long document.
+        for index in np.unique(np.linspace(0, len(packed) - 1, rows).astype(int)).tolist():
             text = row_text(
                 packed[index],
                 preview.document_ids,
@@ -262,8 +260,9 @@ def _summary(preview: Preview) -> Table:
     table.add_column(overflow="fold")
     files = f", {preview.files} file{'s' * (preview.files != 1)}" if preview.files else ""
     table.add_row("source", Text(printable(f"{preview.reference} ({preview.kind}{files})")))
-    mapping = ", ".join(f"{role}: {column}" for role, column in preview.mapping.items())
-    table.add_row("columns", Text(mapping or "default (text, and id where there is one)"))
+    columns = ", ".join(f"{role}: {column}" for role, column in preview.report.columns.items())
+    if columns:
+        table.add_row("columns", Text(printable(f"{{{columns}}}")))
     read = f"{len(preview.lengths):,}"
     table.add_row("documents", read if preview.complete else f"first {read} (there are more)")
     tokens = int(preview.lengths.sum())

@@ -107,23 +107,34 @@ def _tokenize(
     truncate_length: int | None,
 ) -> Iterator[TokenizedDocument]:
     encoded = _encode(tokenizer, [document.text for document in documents])["input_ids"]
-    for document, ids in zip(documents, encoded, strict=True):
-        token_ids = np.asarray(ids if ids and ids[-1] == eos else [*ids, eos], dtype=np.int64)
+    with_eos = [
+        np.asarray(ids if ids and ids[-1] == eos else [*ids, eos], dtype=np.int64)
+        for ids in encoded
+    ]
+    long = [
+        index
+        for index, token_ids in enumerate(with_eos)
+        if truncate_length is not None and len(token_ids) > truncate_length
+    ]
+    byte_ends = _byte_ends(tokenizer, [documents[index].text for index in long])
+    ends_of = dict(zip(long, byte_ends, strict=True))
+    for index, (document, token_ids) in enumerate(zip(documents, with_eos, strict=True)):
         outside = np.flatnonzero((token_ids < 0) | (token_ids >= vocab_size))
         if outside.size:
             place = int(outside[0])
             raise DataError(
-                f"document {document.id!r}: token {place} has the id {token_ids[place]}, but the model's "
-                f"vocabulary has {vocab_size} entries. Use the tokenizer that belongs to the model."
+                f"document {document.id!r}: token {place} has the id {token_ids[place]}, but the "
+                f"model's vocabulary has {vocab_size} entries. Use the tokenizer that belongs to "
+                "the model."
             )
-        byte_ends = None
-        if truncate_length is not None and len(token_ids) > truncate_length:
-            byte_ends = _byte_ends(tokenizer, document.text, len(token_ids))
+        ends = ends_of.get(index)
+        if ends is not None and len(ends) < len(token_ids):  # the EOS that was appended here
+            ends = np.append(ends, ends[-1])
         yield TokenizedDocument(
             document.id,
             token_ids.astype(np.int32),
             len(document.text.encode()),
-            byte_ends=byte_ends,
+            byte_ends=ends,
         )
 
 
@@ -142,11 +153,19 @@ def _encode(tokenizer: Tokenizer, texts: list[str], **options: Any) -> Any:
     )
 
 
-def _byte_ends(tokenizer: Tokenizer, text: str, count: int) -> np.ndarray:
-    offsets = _encode(tokenizer, [text], return_offsets_mapping=True)["offset_mapping"][0]
-    # Bytes before each character; a special token has the offsets (0, 0), hence the running maximum.
-    widths = np.fromiter((len(character.encode()) for character in text), np.int64, len(text))
-    before = np.concatenate([[0], np.cumsum(widths)])
-    ends = before[np.asarray([end for _, end in offsets], dtype=np.int64)]
-    ends = np.maximum.accumulate(np.concatenate([ends, [0] * (count - len(ends))]))
-    return ends.astype(np.int64)
+def _byte_ends(tokenizer: Tokenizer, texts: list[str]) -> list[np.ndarray]:
+    if not texts:
+        return []
+    result = []
+    for text, offsets in zip(
+        texts,
+        _encode(tokenizer, texts, return_offsets_mapping=True)["offset_mapping"],
+        strict=True,
+    ):
+        points = np.frombuffer(text.encode("utf-32-le"), "<u4")
+        widths = 1 + (points >= 0x80) + (points >= 0x800) + (points >= 0x10000).astype(np.int64)
+        before = np.concatenate([[0], np.cumsum(widths)])
+        # A special token has the offsets (0, 0), hence the running maximum.
+        ends = before[np.asarray([end for _, end in offsets], dtype=np.int64)]
+        result.append(np.maximum.accumulate(ends))
+    return result
