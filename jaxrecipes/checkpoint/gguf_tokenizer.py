@@ -1,8 +1,8 @@
 """The tokenizer inside a GGUF file -> `tokenizer.json` and `tokenizer_config.json`.
 
 A GGUF file has the vocabulary, the merges (or only scores), the kind of each token and the name of
-the pre-tokenizer. The rest, how text is split before the merges apply, is knowledge about that name;
-an unknown name is refused, because a wrong split gives other token ids without any error.
+the pre-tokenizer. The rest, how text is split before the merges apply, is knowledge about that
+name; an unknown name is refused, because a wrong split gives other token ids without any error.
 """
 
 from __future__ import annotations

@@ -36,7 +36,7 @@ class Tensor(Protocol):
 
     @property
     def dtype(self) -> np.dtype:
-        """dtype of what `read` returns."""
+        """The dtype of what `read` returns."""
         ...
 
     def read(self, index: tuple[slice, ...] = ()) -> np.ndarray:
@@ -147,7 +147,7 @@ def _refuse_wrong_tensors(
 
 
 def _without_tied_head(source: Path, spare: list[str], tensors: Mapping[str, Tensor]) -> list[str]:
-    """Drops a head from the unused tensors when it is the copy of the embedding that it should be."""
+    """Drops a head from the unused tensors when it is a copy of the embedding, as it should be."""
     for head, table in (
         ("lm_head.weight", "model.embed_tokens.weight"),
         ("output.weight", "token_embd.weight"),

@@ -1,7 +1,7 @@
 """`config.json` of Hugging Face checkpoints -> ModelConfig.
 
-Every key is either read here, known not to change what a causal decoder computes, or at a value that
-switches its feature off. Anything else is an error that names the key: a checkpoint is never
+Every key is either read here, known not to change what a causal decoder computes, or at a value
+that switches its feature off. Anything else is an error that names the key: a checkpoint is never
 computed approximately. Both spellings are read, transformers 4 (`rope_theta`, `rope_scaling`,
 `torch_dtype`, `sliding_window_pattern`) and transformers 5 (`rope_parameters`, `dtype`,
 `layer_types`).
@@ -120,27 +120,33 @@ _ACTIVATIONS = {"silu": "silu", "swish": "silu", "gelu_pytorch_tanh": "gelu_tanh
 
 # Book-keeping, training-time and generation-time settings: a forward pass does not read them.
 _INERT_KEYS = frozenset(
-    """
-    _name_or_path architectures transformers_version torch_dtype dtype model_type
-    bos_token_id eos_token_id pad_token_id sep_token_id decoder_start_token_id tokenizer_class
-    initializer_range use_cache pretraining_tp return_dict output_attentions output_hidden_states
-    chunk_size_feed_forward id2label label2id problem_type num_labels prefix task_specific_params
-    attention_dropout hidden_dropout mlp_dropout embd_pdrop resid_pdrop classifier_dropout
-    cache_implementation attn_implementation _attn_implementation _attn_implementation_autoset
-    is_llama_config transformers.js_config unsloth_version unsloth_fixed finetuning_task torchscript
-    max_length min_length do_sample early_stopping num_beams num_beam_groups diversity_penalty
-    temperature top_k top_p typical_p repetition_penalty length_penalty no_repeat_ngram_size
-    encoder_no_repeat_ngram_size bad_words_ids num_return_sequences output_scores
-    return_dict_in_generate forced_bos_token_id forced_eos_token_id remove_invalid_values
-    exponential_decay_length_penalty suppress_tokens begin_suppress_tokens
-    """.split()
+    {
+        *("_name_or_path", "architectures", "transformers_version", "torch_dtype", "dtype"),
+        *("model_type", "bos_token_id", "eos_token_id", "pad_token_id", "sep_token_id"),
+        *("decoder_start_token_id", "tokenizer_class", "initializer_range", "use_cache"),
+        *("pretraining_tp", "return_dict", "output_attentions", "output_hidden_states"),
+        *("chunk_size_feed_forward", "id2label", "label2id", "problem_type", "num_labels"),
+        *("prefix", "task_specific_params", "attention_dropout", "hidden_dropout"),
+        *("mlp_dropout", "embd_pdrop", "resid_pdrop", "classifier_dropout"),
+        *("cache_implementation", "attn_implementation", "_attn_implementation"),
+        *("_attn_implementation_autoset", "is_llama_config", "transformers.js_config"),
+        *("unsloth_version", "unsloth_fixed", "finetuning_task", "torchscript", "max_length"),
+        *("min_length", "do_sample", "early_stopping", "num_beams", "num_beam_groups"),
+        *("diversity_penalty", "temperature", "top_k", "top_p", "typical_p"),
+        *("repetition_penalty", "length_penalty", "no_repeat_ngram_size"),
+        *("encoder_no_repeat_ngram_size", "bad_words_ids", "num_return_sequences"),
+        *("output_scores", "return_dict_in_generate", "forced_bos_token_id"),
+        *("forced_eos_token_id", "remove_invalid_values", "exponential_decay_length_penalty"),
+        *("suppress_tokens", "begin_suppress_tokens"),
+    }
 )
 _READ_KEYS = frozenset(
-    """
-    vocab_size hidden_size intermediate_size num_hidden_layers num_attention_heads
-    num_key_value_heads head_dim max_position_embeddings rms_norm_eps tie_word_embeddings
-    rope_theta rope_scaling rope_parameters
-    """.split()
+    {
+        *("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers"),
+        *("num_attention_heads", "num_key_value_heads", "head_dim", "max_position_embeddings"),
+        *("rms_norm_eps", "tie_word_embeddings", "rope_theta", "rope_scaling"),
+        *("rope_parameters",),
+    }
 )
 # Read as well, but only by the families that have them: elsewhere a value that is set is an error.
 _FAMILY_KEYS = {
