@@ -1,0 +1,490 @@
+"""Token loss, bits per byte, perplexity and KL divergence from the base model, by document.
+
+The work of an evaluation is one forward pass and one product with the output head. Hidden states
+of all scored tokens are gathered first; the head is then applied to a fixed number of tokens at a
+time, so logits of the whole set never exist and nothing is compiled twice.
+
+KL(base || model) compares the two next-token distributions at every scored position, in nats:
+sum over the vocabulary of p_base * log(p_base / p_model). The base's hidden states are computed
+once (`BaseCache`). While the head is the base's own (frozen) and has no soft-cap, the sum over the
+vocabulary is done once as well: with logits = h @ W, and e = W @ p_base the expected output
+embedding of the base,
+
+    KL = e . (h_base - h_model) + log Z_model - log Z_base,
+
+and log Z_model is part of the loss already. A head that was trained needs the base's logits again;
+the sum is then taken as p_base * (exp(-d) - 1 + d), d = log(p_base / p_model), whose terms are
+all positive, so that a small divergence is not lost in rounding.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxrecipes.errors import CheckpointError, DataError
+from jaxrecipes.evaluate.bootstrap import Interval, difference_interval, ratio_interval
+from jaxrecipes.evaluate.rows import EvaluationRows
+from jaxrecipes.models.config import ModelConfig
+from jaxrecipes.models.decoder import hidden_states
+from jaxrecipes.models.stacking import Layout
+
+Tree = dict[str, Any]
+_LN2 = float(np.log(2.0))
+
+
+@dataclass(frozen=True)
+class DocumentSums:
+    """What an evaluation measured, summed by document.
+
+    Attributes:
+        document_ids: Name of each document.
+        tokens: float64 [documents], scored tokens.
+        nll: float64 [documents], summed negative log-likelihood in nats.
+        correct: float64 [documents], scored tokens that the model ranks first.
+        bytes: float64 [documents], UTF-8 bytes of the scored tokens, or None if not known.
+        kl: float64 [documents], summed KL(base || model) in nats, or None without a base.
+        base_nll: float64 [documents], the base's `nll`, or None without a base.
+    """
+
+    document_ids: tuple[str, ...]
+    tokens: np.ndarray
+    nll: np.ndarray
+    correct: np.ndarray
+    bytes: np.ndarray | None = None
+    kl: np.ndarray | None = None
+    base_nll: np.ndarray | None = None
+
+    def loss(self, *, seed: int = 0) -> Interval:
+        """Returns nats a token, with its bootstrap interval."""
+        return ratio_interval(self.nll, self.tokens, seed=seed)
+
+    def perplexity(self, *, seed: int = 0) -> Interval:
+        """Returns exp(loss); the interval is the loss's, transformed."""
+        loss = self.loss(seed=seed)
+        low, high = (None if end is None else float(np.exp(end)) for end in (loss.low, loss.high))
+        return Interval(float(np.exp(loss.value)), low, high)
+
+    def bits_per_byte(self, *, seed: int = 0) -> Interval | None:
+        """Returns bits a UTF-8 byte, comparable between tokenizers; None if bytes are unknown."""
+        if self.bytes is None or not self.bytes.sum() > 0:
+            return None
+        return ratio_interval(self.nll / _LN2, self.bytes, seed=seed)
+
+    def divergence(self, *, seed: int = 0) -> Interval | None:
+        """Returns KL(base || model) in nats a token; None without a base."""
+        return None if self.kl is None else ratio_interval(self.kl, self.tokens, seed=seed)
+
+    def change(self, *, seed: int = 0) -> Interval | None:
+        """Returns loss minus the base's loss, paired by document; None without a base."""
+        if self.base_nll is None:
+            return None
+        return difference_interval(self.nll, self.base_nll, self.tokens, seed=seed)
+
+    def token_accuracy(self, *, seed: int = 0) -> Interval:
+        """Returns the share of scored tokens that the model ranks first."""
+        return ratio_interval(self.correct, self.tokens, seed=seed)
+
+
+@dataclass(frozen=True)
+class BaseCache:
+    """What KL needs of the base model on one set, so that its forward pass runs once.
+
+    Attributes:
+        key: Fingerprint of the rows, to refuse a cache of other rows.
+        head: The base's output head as a subtree: `embedding/table` when tied, else `head/kernel`.
+            A copy on the host: training may donate the buffers of the original.
+        hidden_states: float32 [tokens, hidden_size], after the final norm.
+        expected_embedding: float32 [tokens, hidden_size], the output embeddings averaged with the
+            base's probabilities; None with a final soft-cap, where it would be of no use.
+        log_normalizer: float32 [tokens].
+        nll: float32 [tokens], the base's loss.
+    """
+
+    key: str
+    head: Tree
+    hidden_states: np.ndarray
+    expected_embedding: np.ndarray | None
+    log_normalizer: np.ndarray
+    nll: np.ndarray
+
+
+def evaluate_set(
+    config: ModelConfig,
+    params: Tree,
+    rows: EvaluationRows,
+    *,
+    base: BaseCache | None = None,
+    token_bytes: np.ndarray | None = None,
+    batch_size: int = 8,
+    compute_dtype: Any = jnp.float32,
+    layout: Layout | None = None,
+    chunk: int = 512,
+) -> DocumentSums:
+    """Measures a model on packed rows.
+
+    Args:
+        config: The model.
+        params: Canonical tree, or the runtime tree of `layout`.
+        rows: The rows, see `rows_from_prepared` and `pack_scored`.
+        base: The base on the same rows, for KL and the change of the loss.
+        token_bytes: int [vocab_size], UTF-8 bytes of each token (`token_byte_lengths`), for bits
+            per byte.
+        batch_size: Rows of one forward pass.
+        compute_dtype: dtype of activations.
+        layout: Layout of `params`; None for the canonical tree.
+        chunk: Tokens whose logits exist at the same time.
+
+    Returns:
+        Sums by document. A document without a scored token has zero tokens.
+
+    Raises:
+        DataError: Nothing is scored, a token id is not in the vocabulary, or `base` was computed
+            on other rows.
+    """
+    scored = _scored_tokens(config, rows)
+    if base is not None and base.key != rows.fingerprint():
+        raise DataError(
+            "the base model's cached states belong to other rows than those evaluated now; "
+            "compute base_cache again on these rows"
+        )
+    states = _scored_states(config, params, rows, batch_size, compute_dtype, layout)
+    head = head_subtree(config, params)
+    shared = base is None or _same_head(head, base.head)
+    kl = None
+    if base is not None and (not shared or base.expected_embedding is None):
+        nll, correct, kl = _in_chunks(
+            partial(_score_against, *_head_kind(config), head, base.head),
+            chunk,
+            states,
+            scored.targets,
+            base.hidden_states.astype(states.dtype),
+        )
+    else:
+        nll, correct, normalizer = _in_chunks(
+            partial(_score, *_head_kind(config), head), chunk, states, scored.targets
+        )
+        if base is not None:
+            difference = base.hidden_states - states.astype(np.float32)
+            first_order = np.einsum("th,th->t", base.expected_embedding, difference)
+            kl = first_order + (normalizer - base.log_normalizer)
+
+    def by_document(values: np.ndarray) -> np.ndarray:
+        return np.bincount(
+            scored.documents, values.astype(np.float64), minlength=len(rows.document_ids)
+        )
+
+    return DocumentSums(
+        document_ids=rows.document_ids,
+        tokens=by_document(np.ones(scored.targets.shape)),
+        nll=by_document(nll),
+        correct=by_document(correct),
+        bytes=None if token_bytes is None else by_document(token_bytes[scored.targets]),
+        kl=None if kl is None else by_document(kl),
+        base_nll=None if base is None else by_document(base.nll),
+    )
+
+
+def base_cache(
+    config: ModelConfig,
+    params: Tree,
+    rows: EvaluationRows,
+    *,
+    batch_size: int = 8,
+    compute_dtype: Any = jnp.float32,
+    layout: Layout | None = None,
+    chunk: int = 512,
+) -> BaseCache:
+    """Computes what later evaluations need of the base model.
+
+    Args:
+        config: The base model.
+        params: Its parameters.
+        rows: The rows that will be evaluated.
+        batch_size: Rows of one forward pass.
+        compute_dtype: dtype of activations; use the one of the evaluations to come.
+        layout: Layout of `params`; None for the canonical tree.
+        chunk: Tokens whose logits exist at the same time; use the one of the evaluations to come.
+
+    Returns:
+        The cache, on the host: 8 * hidden_size bytes a scored token, and a copy of the head.
+
+    Raises:
+        DataError: Nothing is scored, or a token id is not in the vocabulary.
+    """
+    scored = _scored_tokens(config, rows)
+    states = _scored_states(config, params, rows, batch_size, compute_dtype, layout)
+    head = head_subtree(config, params)
+    nll, _, normalizer = _in_chunks(
+        partial(_score, *_head_kind(config), head), chunk, states, scored.targets
+    )
+    expected = None
+    if config.final_softcap is None:
+        (expected,) = _in_chunks(
+            partial(_expected_embedding, config.tie_embeddings, head), chunk, states
+        )
+    return BaseCache(
+        key=rows.fingerprint(),
+        head=jax.tree.map(np.array, head),
+        hidden_states=states.astype(np.float32),
+        expected_embedding=expected,
+        log_normalizer=normalizer,
+        nll=nll,
+    )
+
+
+def save_base_cache(path: Path, cache: BaseCache, *, identity: str) -> None:
+    """Writes a cache, without the head, as safetensors; complete or not at all.
+
+    Args:
+        path: File to write.
+        cache: The cache.
+        identity: What the states depend on besides the rows: base checkpoint, compute dtype.
+    """
+    from safetensors.numpy import save_file
+
+    arrays = {
+        "hidden_states": cache.hidden_states,
+        "log_normalizer": cache.log_normalizer,
+        "nll": cache.nll,
+    }
+    if cache.expected_embedding is not None:
+        arrays["expected_embedding"] = cache.expected_embedding
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(path.name + ".tmp")
+    save_file(arrays, temporary, metadata={"key": cache.key, "identity": identity})
+    temporary.replace(path)
+
+
+def load_base_cache(
+    path: Path, rows: EvaluationRows, *, head: Tree, identity: str
+) -> BaseCache | None:
+    """Reads a cache back.
+
+    Args:
+        path: File that `save_base_cache` wrote.
+        rows: The rows that will be evaluated.
+        head: The base's head, see `head_subtree`.
+        identity: As it was saved.
+
+    Returns:
+        The cache, or None where there is none or it belongs to other rows or another base.
+
+    Raises:
+        CheckpointError: The file is there but cannot be read.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    if not path.exists():
+        return None
+    try:
+        with safe_open(path, framework="numpy") as file:
+            metadata = file.metadata() or {}
+            if metadata.get("key") != rows.fingerprint() or metadata.get("identity") != identity:
+                return None
+            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(
+            f"{path}: the base model's cached states cannot be read ({error}); delete the file, "
+            "it will be computed again"
+        ) from error
+    return BaseCache(
+        key=metadata["key"],
+        head=jax.tree.map(np.array, head),
+        hidden_states=arrays["hidden_states"],
+        expected_embedding=arrays.get("expected_embedding"),
+        log_normalizer=arrays["log_normalizer"],
+        nll=arrays["nll"],
+    )
+
+
+def head_subtree(config: ModelConfig, params: Tree) -> Tree:
+    """Returns the part of a tree that makes logits, as it is stored (nothing is transposed)."""
+    if config.tie_embeddings:
+        return {"embedding": {"table": params["embedding"]["table"]}}
+    return {"head": {"kernel": params["head"]["kernel"]}}
+
+
+@dataclass(frozen=True)
+class _ScoredTokens:
+    """Targets int32 [tokens] and the document int64 [tokens] of each, in the order of the rows."""
+
+    targets: np.ndarray
+    documents: np.ndarray
+
+
+def _scored_tokens(config: ModelConfig, rows: EvaluationRows) -> _ScoredTokens:
+    """Lists the scored tokens and checks them against the vocabulary."""
+    row, position = rows.scored()
+    if not row.size:
+        raise DataError(
+            f"none of the {rows.token_ids.size} tokens in the evaluation rows is supervised; "
+            "expected at least one target that follows another token of its document"
+        )
+    largest = int(rows.token_ids.max())
+    if largest >= config.vocab_size or int(rows.token_ids.min()) < 0:
+        raise DataError(
+            f"the evaluation rows hold token id {largest}, the model's vocabulary has "
+            f"{config.vocab_size}; prepare the set with the model's own tokenizer"
+        )
+    return _ScoredTokens(
+        rows.token_ids[row, position + 1], rows.document_index[row, position + 1].astype(np.int64)
+    )
+
+
+def _scored_states(
+    config: ModelConfig,
+    params: Tree,
+    rows: EvaluationRows,
+    batch_size: int,
+    compute_dtype: Any,
+    layout: Layout | None,
+) -> np.ndarray:
+    """Runs the decoder over all rows; returns the states that predict scored tokens, [tokens, hidden]."""
+    count = rows.token_ids.shape[0]
+    row, position = rows.scored()
+    states = []
+    for start in range(0, count, batch_size):
+        batch = [
+            _pad_rows(array[start : start + batch_size], batch_size)
+            for array in (rows.token_ids, rows.segment_ids, rows.positions)
+        ]
+        output = np.asarray(_hidden_states(config, compute_dtype, layout, params, *batch))
+        here = (row >= start) & (row < start + batch_size)
+        states.append(output[row[here] - start, position[here]])
+    return np.concatenate(states)
+
+
+def _pad_rows(array: np.ndarray, count: int) -> np.ndarray:
+    """Adds rows of zeros (padding: segment 0) up to `count`, so that every batch has one shape."""
+    return np.pad(array, ((0, count - array.shape[0]), (0, 0)))
+
+
+def _same_head(head: Tree, base_head: Tree) -> bool:
+    """Tells whether two heads are equal, leaf for leaf."""
+    ours, theirs = jax.tree.leaves(head), jax.tree.leaves(base_head)
+    return all(bool(jnp.array_equal(a, b)) for a, b in zip(ours, theirs, strict=True))
+
+
+def _in_chunks(function: Any, chunk: int, *arrays: np.ndarray) -> list[np.ndarray]:
+    """Applies a function to `chunk` tokens at a time and concatenates each of its results."""
+    count = arrays[0].shape[0]
+    results = []
+    for start in range(0, count, chunk):
+        parts = [array[start : start + chunk] for array in arrays]
+        size = parts[0].shape[0]
+        padded = [np.pad(part, [(0, chunk - size)] + [(0, 0)] * (part.ndim - 1)) for part in parts]
+        results.append([np.asarray(result)[:size] for result in function(*padded)])
+    return [np.concatenate(parts) for parts in zip(*results, strict=True)]
+
+
+@partial(jax.jit, static_argnums=(0, 1, 2))
+def _hidden_states(
+    config: ModelConfig,
+    compute_dtype: Any,
+    layout: Layout | None,
+    params: Tree,
+    token_ids: jax.Array,
+    segment_ids: jax.Array,
+    positions: jax.Array,
+) -> jax.Array:
+    return hidden_states(
+        config,
+        params,
+        token_ids,
+        segment_ids,
+        positions,
+        compute_dtype=compute_dtype,
+        layout=layout,
+    )
+
+
+def _head_kind(config: ModelConfig) -> tuple[bool, float | None]:
+    """Returns all that the functions below need to know of a model: (tied, soft-cap).
+
+    Base and expanded model share what is compiled for it, and so agree bit for bit.
+    """
+    return config.tie_embeddings, config.final_softcap
+
+
+def _logits(tied: bool, softcap: float | None, head: Tree, states: jax.Array) -> jax.Array:
+    """Returns float32 [chunk, vocab] at full precision.
+
+    Unlike a training loss, KL is a small difference of large numbers, and its shortcut assumes
+    that logits are exact products: float32 states must not be rounded on the way, which is what
+    accelerators do by default.
+    """
+    if tied:
+        kernel, axis = head["embedding"]["table"], 1
+    else:
+        kernel, axis = head["head"]["kernel"], 0
+    logits = jax.lax.dot_general(
+        states,
+        kernel.astype(states.dtype),
+        (((1,), (axis,)), ((), ())),
+        precision=jax.lax.Precision.HIGHEST,
+        preferred_element_type=jnp.float32,
+    )
+    if softcap is not None:
+        logits = softcap * jnp.tanh(logits / softcap)
+    return logits
+
+
+def _losses(logits: jax.Array, targets: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Returns nll, whether the target is ranked first, and log normalizer, each [chunk]."""
+    largest = jnp.max(logits, axis=-1)
+    normalizer = largest + jnp.log(jnp.sum(jnp.exp(logits - largest[:, None]), axis=-1))
+    target_logits = jnp.take_along_axis(logits, targets[:, None], axis=-1)[:, 0]
+    return normalizer - target_logits, target_logits >= largest, normalizer
+
+
+@partial(jax.jit, static_argnums=(0, 1))
+def _score(
+    tied: bool, softcap: float | None, head: Tree, states: jax.Array, targets: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    return _losses(_logits(tied, softcap, head, states), targets)
+
+
+@partial(jax.jit, static_argnums=0)
+def _expected_embedding(tied: bool, head: Tree, states: jax.Array) -> tuple[jax.Array]:
+    probabilities = jax.nn.softmax(_logits(tied, None, head, states), axis=-1)
+    if tied:
+        kernel, axis = head["embedding"]["table"], 0
+    else:
+        kernel, axis = head["head"]["kernel"], 1
+    # The kernel as the logits saw it: rounded to the compute dtype, then exact.
+    kernel = kernel.astype(states.dtype).astype(jnp.float32)
+    return (
+        jax.lax.dot_general(
+            probabilities,
+            kernel,
+            (((1,), (axis,)), ((), ())),
+            precision=jax.lax.Precision.HIGHEST,
+        ),
+    )
+
+
+@partial(jax.jit, static_argnums=(0, 1))
+def _score_against(
+    tied: bool,
+    softcap: float | None,
+    head: Tree,
+    base_head: Tree,
+    states: jax.Array,
+    targets: jax.Array,
+    base_states: jax.Array,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    logits = _logits(tied, softcap, head, states)
+    base_logits = _logits(tied, softcap, base_head, base_states)
+    nll, correct, normalizer = _losses(logits, targets)
+    base_normalizer = jax.nn.logsumexp(base_logits, axis=-1)
+    base_log_probability = base_logits - base_normalizer[:, None]
+    difference = base_log_probability - (logits - normalizer[:, None])
+    terms = jnp.exp(base_log_probability) * (jnp.expm1(-difference) + difference)
+    return nll, correct, jnp.sum(terms, axis=-1)
