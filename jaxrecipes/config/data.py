@@ -52,7 +52,7 @@ class SourceSection(Section):
         default="auto", description="How to read it. auto: found by looking."
     )
     columns: ColumnsSection = Field(
-        default=ColumnsSection(),
+        default_factory=ColumnsSection,
         description="Inline column mapping, for example {text: body, id: key}.",
     )
     split: str = Field(default="train", description="Split of a hub, TFDS or saved dataset.")
@@ -133,7 +133,7 @@ class DataSection(Section):
     )
     learn: list[LearnSection] = Field(min_length=1, description="Sources of the learn set.")
     keep: Annotated[OwnAnswers | KeepDocuments, Field(discriminator="kind")] = Field(
-        default=OwnAnswers(), description="The keep set, on which forgetting is measured."
+        default_factory=OwnAnswers, description="The keep set, on which forgetting is measured."
     )
 
     @model_validator(mode="before")

@@ -42,7 +42,8 @@ class ArmTrainSection(Section):
     """What an arm may train differently: the update and the memory, never the amount of data."""
 
     optimizer: dict[str, Any] = Field(
-        default={}, description="Any keys of train.optimizer; the others are as in train.optimizer."
+        default_factory=dict,
+        description="Any keys of train.optimizer; the others are as in train.optimizer.",
     )
     micro_batch_size: int | None = Field(
         default=None, ge=1, description="As train.micro_batch_size."
@@ -68,10 +69,10 @@ class ArmSection(Section):
         default=None, description="As at the top level."
     )
     train: ArmTrainSection = Field(
-        default=ArmTrainSection(), description="What it trains differently."
+        default_factory=ArmTrainSection, description="What it trains differently."
     )
     learning_rates: list[Annotated[float, Field(gt=0, le=10)]] = Field(
-        default=[], description="Run the arm once with each of these rates (a sweep)."
+        default_factory=list, description="Run the arm once with each of these rates (a sweep)."
     )
 
 
@@ -108,10 +109,10 @@ class Config(Section):
     data: DataSection = Field(description="What to learn and what to keep.")
     train: TrainSection = Field(description="How long, how much at once, and how.")
     evaluate: EvaluateSection = Field(
-        default=EvaluateSection(), description="What is measured, and when."
+        default_factory=EvaluateSection, description="What is measured, and when."
     )
     compare: list[ArmSection] = Field(
-        default=[],
+        default_factory=list,
         description="More arms, run at equal steps, tokens and data, and reported together.",
     )
 

@@ -108,6 +108,7 @@ def _override(parsed: YamlText, origins: dict[Path, str], override: str) -> None
             here = str(part)
             if not last and target.get(here) is None:
                 target[here] = {}
+                origins[path[: depth + 1]] = f"command line ({override})"
         else:
             raise ConfigError(f"override {override!r}: {where} is a value, not a section")
         if last:

@@ -16,10 +16,12 @@ class DecayRule(Section):
     decay: bool = Field(description="Whether weight decay applies to matching leaves.")
 
 
-DEFAULT_DECAY_RULES = (
-    DecayRule(pattern=r".*/(scale|bias)", decay=False),
-    DecayRule(pattern=r".*", decay=True),
-)
+def default_decay_rules() -> list[DecayRule]:
+    """Matrices decay, scales and biases do not."""
+    return [
+        DecayRule(pattern=r".*/(scale|bias)", decay=False),
+        DecayRule(pattern=r".*", decay=True),
+    ]
 
 
 class OptimizerSection(Section):
@@ -55,7 +57,7 @@ class OptimizerSection(Section):
         description="Decoupled weight decay, times the rate; trained leaves only.",
     )
     decay_rules: list[DecayRule] = Field(
-        default=list(DEFAULT_DECAY_RULES),
+        default_factory=default_decay_rules,
         min_length=1,
         description="Ordered rules; the first that matches a leaf decides whether it decays.",
     )
@@ -139,11 +141,15 @@ class TrainSection(Section):
         ge=1,
         description="Tokens whose logits exist at one time; less needs less memory.",
     )
-    spikes: SpikesSection = Field(default=SpikesSection(), description="Skipping harmful steps.")
-    checkpoint: CheckpointSection = Field(
-        default=CheckpointSection(), description="Saving the training state."
+    spikes: SpikesSection = Field(
+        default_factory=SpikesSection, description="Skipping harmful steps."
     )
-    trackers: TrackersSection = Field(default=TrackersSection(), description="Where metrics go.")
+    checkpoint: CheckpointSection = Field(
+        default_factory=CheckpointSection, description="Saving the training state."
+    )
+    trackers: TrackersSection = Field(
+        default_factory=TrackersSection, description="Where metrics go."
+    )
 
 
 class BootstrapSection(Section):
@@ -182,5 +188,5 @@ class EvaluateSection(Section):
     )
     batch_size: int = Field(default=8, ge=1, description="Rows at a time, over all devices.")
     bootstrap: BootstrapSection = Field(
-        default=BootstrapSection(), description="Confidence intervals."
+        default_factory=BootstrapSection, description="Confidence intervals."
     )

@@ -1,0 +1,56 @@
+"""The recipes: one file a method, and the one table that `jaxrecipes ls` prints."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What a user should know before choosing a recipe.
+
+    Attributes:
+        name: Its name in configs; its file here and its folder in configs/ have the same one.
+        summary: What it does to the model, in one line.
+        paper: Where the method is from.
+        needs: What a user must bring.
+        configs: Names of the configs that ship with it, the one that `jaxrecipes new` copies first.
+    """
+
+    name: str
+    summary: str
+    paper: str
+    needs: str
+    configs: tuple[str, ...]
+
+
+RECIPES = (
+    Recipe(
+        "block_expansion",
+        "insert new blocks that start as the identity, train only them",
+        "LLaMA Pro, arXiv 2401.02415",
+        "documents of a domain",
+        ("quickstart", "tiny", "tpu_v5e"),
+    ),
+    Recipe(
+        "full",
+        "train everything: the baseline that learns most and forgets most",
+        "baseline",
+        "documents of a domain",
+        ("quickstart", "tiny"),
+    ),
+    Recipe(
+        "freeze",
+        "train the leaves that your rules choose, freeze the rest",
+        "baseline",
+        "documents of a domain",
+        ("top_blocks", "tiny"),
+    ),
+    Recipe(
+        "strided_freeze",
+        "train old blocks where expansion would insert new ones",
+        "control for LLaMA Pro (its issue 9)",
+        "documents of a domain",
+        ("quickstart", "tiny"),
+    ),
+)
