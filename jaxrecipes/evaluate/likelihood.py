@@ -346,7 +346,7 @@ def _scored_states(
     compute_dtype: Any,
     layout: Layout | None,
 ) -> np.ndarray:
-    """Runs the decoder over all rows; returns the states that predict scored tokens, [tokens, hidden]."""
+    """Runs the decoder over all rows; returns the states before scored tokens, [tokens, hidden]."""
     count = rows.token_ids.shape[0]
     row, position = rows.scored()
     states = []
