@@ -5,6 +5,7 @@ Nothing heavy is imported at the top: `--help`, `ls`, `new` and `validate` run w
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -122,9 +123,9 @@ def validate(
         return
     if config is None:
         raise UsageError("validate needs a CONFIG (or --schema)")
+    loaded = _load(config, overrides)
     from jaxrecipes.config import config_hash, expand_arms, resolved_yaml
 
-    loaded = _load(config, overrides)
     if resolved:
         print(resolved_yaml(loaded), end="")
         return
@@ -270,6 +271,8 @@ def env() -> None:
 
 
 def _load(config: Path, overrides: Sequence[str]) -> Config:
+    # The search for pydantic plugins reads the metadata of every installed package: 0.05 s.
+    os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "true")
     from jaxrecipes.config import load_config
 
     return load_config(config, overrides)

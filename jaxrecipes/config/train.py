@@ -89,7 +89,7 @@ class SpikesSection(Section):
     limit: int = Field(
         default=10,
         ge=1,
-        description="Skipped steps in a row after which the run stops with exit code 5.",
+        description="More skipped steps than this end the run with exit code 5.",
     )
 
 

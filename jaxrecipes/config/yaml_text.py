@@ -80,8 +80,10 @@ def parse_yaml(text: str, name: str) -> YamlText:
         loader = _Loader(text)
         for event in yaml.parse(text, Loader=yaml.SafeLoader):
             if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None):
+                mark = event.start_mark
+                line = f":{mark.line + 1}" if mark else ""
                 raise ConfigError(
-                    f"{name}:{event.start_mark.line + 1}: anchors (&) and aliases (*) are not used "
+                    f"{name}{line}: anchors (&) and aliases (*) are not used "
                     "in configs; write the value out, or quote it if it is text"
                 )
         node = loader.get_single_node()
