@@ -72,13 +72,10 @@ class TrainingStates:
             self._folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise CheckpointError(f"{self._folder} cannot be made: {error.strerror}") from None
+        self._keep = keep
         self._remove_incomplete()
-        policies = ocp.training
-        self._checkpointer = policies.Checkpointer(
-            self._folder,
-            save_decision_policy=policies.save_decision_policies.FixedIntervalPolicy(1),
-            preservation_policy=policies.preservation_policies.LatestN(keep),
-        )
+        # Made at the first save: Orbax reads every step's card then, and a damaged one would raise.
+        self._checkpointer: ocp.training.Checkpointer | None = None
         self._background = ThreadPoolExecutor(1, thread_name_prefix="training-state")
         self._pending: Future[None] | None = None
 
@@ -97,7 +94,8 @@ class TrainingStates:
 
     def steps(self) -> tuple[int, ...]:
         """Returns the steps that are completely saved, oldest first."""
-        return tuple(sorted(item.step for item in self._checkpointer.checkpoints))
+        names = (path.name for path in self._folder.iterdir() if path.is_dir())
+        return tuple(sorted(int(name) for name in names if name.isdecimal()))
 
     def save(self, step: int, state: Any, metadata: Mapping[str, Any]) -> None:
         """Starts to save a state; waits for the save before it, if that still runs.
@@ -117,6 +115,8 @@ class TrainingStates:
         card = {"metadata": dict(metadata), "leaves": _shapes(leaves)}
         try:
             json.dumps(card)
+            if self._checkpointer is None:
+                self._checkpointer = self._open()
             response = self._checkpointer.save_checkpointables_async(
                 step, {_STATE: leaves}, custom_metadata=card
             )
@@ -144,7 +144,9 @@ class TrainingStates:
             self.wait()
         finally:
             self._background.shutdown()
-            self._checkpointer.close()
+            if self._checkpointer is not None:
+                self._checkpointer.close()
+                self._checkpointer = None
 
     def restore(
         self, abstract_state: Any, *, expected: Mapping[str, Any] | None = None
@@ -185,7 +187,7 @@ class TrainingStates:
 
     def _read_card(self, step: int) -> dict[str, Any]:
         try:
-            card = self._checkpointer.checkpointables_metadata(step).custom_metadata
+            card = ocp.checkpointables_metadata(str(self._folder / str(step))).custom_metadata
         except Exception as error:
             raise _DamagedError(f"its card cannot be read ({_first_line(error)})") from None
         if not isinstance(card, dict) or not {"metadata", "leaves"} <= set(card):
@@ -202,7 +204,8 @@ class TrainingStates:
             for path, leaf in paths
         }
         try:
-            leaves = self._checkpointer.load_checkpointables(step, {_STATE: abstract})[_STATE]
+            path = str(self._folder / str(step))
+            leaves = ocp.load_checkpointables(path, {_STATE: abstract})[_STATE]
         except Exception as error:
             raise _DamagedError(f"its arrays cannot be read ({_first_line(error)})") from None
         return jax.tree_util.tree_unflatten(structure, [leaves[_name(path)] for path, _ in paths])
@@ -254,7 +257,17 @@ class TrainingStates:
         if jax.process_index() == 0:
             shutil.rmtree(aside, ignore_errors=True)
             folder.rename(aside)
-        self._checkpointer.reload()
+        if self._checkpointer is not None:
+            self._checkpointer.reload()
+
+    def _open(self) -> ocp.training.Checkpointer:
+        training = ocp.training
+        # Orbax's own policies do not fit its protocols by the letter.
+        return training.Checkpointer(
+            str(self._folder),
+            save_decision_policy=training.save_decision_policies.FixedIntervalPolicy(1),  # pyright: ignore[reportArgumentType]
+            preservation_policy=training.preservation_policies.LatestN(self._keep),  # pyright: ignore[reportArgumentType]
+        )
 
     def _remove_incomplete(self) -> None:
         if jax.process_index() != 0:
