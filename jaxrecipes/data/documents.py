@@ -77,9 +77,9 @@ def make_document(
         return None
     if "\x00" in text:
         raise DataError(
-            f"{where}: the text holds a NUL character (at character {text.index(chr(0))}), so it is "
-            "probably binary or badly converted; expected plain text. Remove the NUL characters "
-            "(for a whole file: tr -d '\\000' < in > out) or leave the file out."
+            f"{where}: the text holds a NUL character (at character {text.index(chr(0))}), so it "
+            "is probably binary or badly converted; expected plain text. Remove the NUL "
+            "characters (for a whole file: tr -d '\\000' < in > out) or leave the file out."
         )
     if not text.isascii():
         try:
@@ -158,7 +158,8 @@ def resolve_columns(
 ) -> ResolvedColumns:
     """Decides which columns to read.
 
-    Without a mapping the text is the column ``text`` and the id the column ``id`` where there is one.
+    Without a mapping the text is the column ``text`` and the id the column ``id`` where there is
+    one.
 
     Args:
         found: Columns of the table.

@@ -23,7 +23,7 @@ from jaxrecipes.errors import DataError
 
 TextUnit = Literal["file", "line", "paragraph"]
 MAX_LINE_BYTES = 256 * 2**20
-"""A longer line is refused: it is nearly always a JSON array or a binary file under a wrong name."""
+"""A longer line is refused: nearly always it is a JSON array or a binary file."""
 
 KIND_BY_SUFFIX: dict[str, str] = {
     ".txt": "text",
@@ -40,7 +40,7 @@ KIND_BY_SUFFIX: dict[str, str] = {
 
 
 def kind_of_file(path: Path) -> str | None:
-    """Returns the kind of a file by its suffix (``.gz`` taken off), or None if it has no known one."""
+    """Returns the kind of a file by its suffix (``.gz`` taken off), or None if unknown."""
     suffixes = [suffix.lower() for suffix in path.suffixes]
     if suffixes and suffixes[-1] == ".gz":
         suffixes.pop()
@@ -95,7 +95,8 @@ def read_jsonl(
     """Reads one JSON object a line. Empty lines are skipped.
 
     Raises:
-        DataError: Broken JSON, a line that is no object, a missing column, a wrong type, wrong UTF-8.
+        DataError: Broken JSON, a line that is no object, a missing column, a wrong type, wrong
+            UTF-8.
     """
     resolved: ResolvedColumns | None = None
     rows = 0
@@ -109,7 +110,8 @@ def read_jsonl(
             raise DataError(_json_message(path, number, line, error)) from None
         if not isinstance(row, dict):
             raise DataError(
-                f"{where}: the line holds a JSON {_json_type(row)}; expected one JSON object a line, "
+                f"{where}: the line holds a JSON {_json_type(row)}; expected one JSON object a "
+                f"line, "
                 'such as {"text": "..."}.'
                 + (" To convert an array: jq -c '.[]' in.json > out.jsonl" * isinstance(row, list))
             )
@@ -142,7 +144,8 @@ def read_csv(
     """Reads a CSV (or ``.tsv``) file with a header line, RFC 4180 quoting, UTF-8.
 
     Raises:
-        DataError: No header, a row of another width than the header, broken quoting, missing column.
+        DataError: No header, a row of another width than the header, broken quoting, missing
+            column.
     """
     tabs = ".tsv" in (suffix.lower() for suffix in path.suffixes)
     line_number = 0
@@ -174,8 +177,9 @@ def read_csv(
                 continue
             if len(cells) != len(header):
                 raise DataError(
-                    f"{where}: the row has {len(cells)} cells; expected {len(header)} as in the header "
-                    f"({', '.join(header)}). Quote cells that hold a separator or a line break."
+                    f"{where}: the row has {len(cells)} cells; expected {len(header)} as in the "
+                    f"header ({', '.join(header)}). Quote cells that hold a separator or a line "
+                    "break."
                 )
             assert resolved is not None
             document = row_document(
@@ -190,7 +194,8 @@ def read_csv(
                 yield document
     except csv.Error as error:
         raise DataError(
-            f"{path}:{start}: this is not valid CSV ({error}); expected RFC 4180 quoting: cells with "
+            f"{path}:{start}: this is not valid CSV ({error}); expected RFC 4180 quoting: cells "
+            f"with "
             'separators, quotes or line breaks in "...", quotes doubled.'
         ) from None
 
@@ -233,8 +238,8 @@ def read_parquet(
     except (pyarrow.ArrowException, OSError) as error:
         reason = str(error).strip().splitlines()[0]
         raise DataError(
-            f"{path}: cannot be read as Parquet ({reason}); expected a complete Parquet file. Copy or "
-            "download it again."
+            f"{path}: cannot be read as Parquet ({reason}); expected a complete Parquet file. "
+            "Copy or download it again."
         ) from None
     except UnicodeDecodeError as error:
         raise DataError(f"{path}: a string is not UTF-8 ({error.reason}).") from None
@@ -250,22 +255,23 @@ def _decoded_lines(path: Path) -> Iterator[tuple[int, str]]:
                 if len(raw) > MAX_LINE_BYTES:
                     raise DataError(
                         f"{path}:{number}: the line is longer than {MAX_LINE_BYTES // 2**20} MiB; "
-                        "expected one document or one JSON object a line. A JSON array is converted "
-                        "by: jq -c '.[]' in.json > out.jsonl"
+                        "expected one document or one JSON object a line. A JSON array is "
+                        "converted by: jq -c '.[]' in.json > out.jsonl"
                     )
                 if number == 1:
                     raw = raw.removeprefix(b"\xef\xbb\xbf")
                 if b"\x00" in raw:
                     raise DataError(
-                        f"{path}:{number}: the line holds a NUL byte (byte {raw.index(0)}); expected "
-                        "UTF-8 text. UTF-16 is converted by: iconv -f UTF-16 -t UTF-8 in > out; a "
-                        "damaged file by: tr -d '\\000' < in > out"
+                        f"{path}:{number}: the line holds a NUL byte (byte {raw.index(0)}); "
+                        "expected UTF-8 text. UTF-16 is converted by: iconv -f UTF-16 -t UTF-8 "
+                        "in > out; a damaged file by: tr -d '\\000' < in > out"
                     )
                 try:
                     yield number, raw.decode("utf-8")
                 except UnicodeDecodeError as error:
                     raise DataError(
-                        f"{path}:{number}: byte {error.start} of the line (0x{raw[error.start]:02x}) is "
+                        f"{path}:{number}: byte {error.start} of the line "
+                        f"(0x{raw[error.start]:02x}) is "
                         "not UTF-8; expected UTF-8 text. Convert the file, for instance: "
                         "iconv -f LATIN1 -t UTF-8 in > out"
                     ) from None

@@ -1,4 +1,4 @@
-"""Documents that a machine already has: docstrings of installed packages and Python's own topics."""
+"""Documents that a machine already has: docstrings of packages and Python's own topics."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ DEFAULT_MODULES = ("numpy", "scipy", "jax")
 _ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
 _SET_LITERAL = re.compile(r"\{('[^'{}]*'(?:, '[^'{}]*')+)\}")
 _VARYING_LINE = re.compile(r"^.*# may vary *\n?", re.MULTILINE)
-# No part of the public, stable interface: tests and scripts, build tools, internals under an old public
-# name, and packages whose content depends on the accelerator libraries at hand.
+# No part of the public, stable interface: tests and scripts, build tools, internals under an old
+# public name, and packages whose content depends on the accelerator libraries at hand.
 _SKIPPED_PARTS = frozenset(
     {"tests", "testing", "conftest", "setup", "__main__", "distutils", "f2py", "core"}
     | {"experimental", "interpreters", "example_libraries", "collect_profile"}
@@ -32,11 +32,12 @@ def read_docstrings(
 ) -> Iterator[Document]:
     """Reads the docstrings of the public functions and classes of installed packages.
 
-    A name is public when neither it nor a package on its path starts with an underscore. Modules are
-    visited in sorted order, names too, and of equal docstrings only the first is kept, so that the
-    order depends on nothing but the installed versions. Submodules that cannot be imported are
-    counted as dropped. A document reads ``<qualified name>``, empty line, docstring; its split group
-    is the last part of the name, because ``numpy.sum`` and ``jax.numpy.sum`` share much of their text.
+    A name is public when neither it nor a package on its path starts with an underscore. Modules
+    are visited in sorted order, names too, and of equal docstrings only the first is kept, so that
+    the order depends on nothing but the installed versions. Submodules that cannot be imported are
+    counted as dropped. A document reads ``<qualified name>``, empty line, docstring; its split
+    group is the last part of the name, because ``numpy.sum`` and ``jax.numpy.sum`` share much of
+    their text.
 
     Args:
         modules: Importable package names. **The packages are imported.**
@@ -106,8 +107,8 @@ def _public_modules(name: str, report: ReadReport) -> Iterator[ModuleType]:
         package = _import(name)
     except ModuleNotFoundError as error:
         raise DataError(
-            f"docstrings: the package {name!r} cannot be imported ({error}); expected the name of an "
-            f"installed package. Install it (pip install {name.split('.')[0]}) or leave it out."
+            f"docstrings: the package {name!r} cannot be imported ({error}); expected the name of "
+            f"an installed package. Install it (pip install {name.split('.')[0]}) or leave it out."
         ) from None
     yield package
     for child in _children(package):
@@ -150,8 +151,9 @@ def _import(name: str) -> ModuleType:
 
 
 def _without_varying_parts(text: str) -> str:
-    # What differs from process to process (measured with two hash seeds over NumPy, SciPy, JAX): memory
-    # addresses in defaults, the order of printed sets, and samples drawn when SciPy builds a docstring.
+    # What differs from process to process (measured with two hash seeds over NumPy, SciPy, JAX):
+    # memory addresses in defaults, the order of printed sets, and samples drawn when SciPy builds a
+    # docstring.
     text = _VARYING_LINE.sub("", _ADDRESS.sub("", text))
     return _SET_LITERAL.sub(lambda m: "{" + ", ".join(sorted(m[1].split(", "))) + "}", text)
 
@@ -159,5 +161,6 @@ def _without_varying_parts(text: str) -> str:
 def _is_documented_object(value: object) -> bool:
     if isinstance(value, ModuleType) or value is None:
         return False
-    # NumPy's ufuncs and jitted functions are neither functions nor classes, but have a name of their own.
+    # NumPy's ufuncs and jitted functions are neither functions nor classes, but have a name of
+    # their own.
     return inspect.isclass(value) or (callable(value) and hasattr(value, "__name__"))

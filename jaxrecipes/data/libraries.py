@@ -1,4 +1,4 @@
-"""Documents out of Hugging Face ``datasets`` (disk or hub) and TensorFlow Datasets, both optional."""
+"""Documents out of Hugging Face ``datasets`` and TensorFlow Datasets, both optional."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ def read_saved_dataset(
     if isinstance(loaded, datasets.DatasetDict):
         if split not in loaded:
             raise DataError(
-                f"{folder}: split {split!r} not found; splits found: {', '.join(loaded)}. Set split: "
-                "to one of them."
+                f"{folder}: split {split!r} not found; splits found: {', '.join(loaded)}. Set "
+                "split: to one of them."
             )
         loaded = loaded[split]
     yield from _rows(loaded, str(folder), columns, report)
@@ -46,7 +46,7 @@ def read_saved_dataset(
 def read_hub_dataset(
     name: str, *, subset: str | None, split: str, columns: ColumnMapping, report: ReadReport
 ) -> Iterator[Document]:
-    """Reads a dataset of the Hugging Face hub (downloaded into its cache; HF_HUB_OFFLINE is honoured).
+    """Reads a dataset of the Hugging Face hub through its cache (HF_HUB_OFFLINE is honoured).
 
     Raises:
         DataError: ``datasets`` is not installed, or the dataset, subset or split cannot be had.
@@ -120,7 +120,8 @@ def _decode(value: Any, where: str) -> Any:
             return value.decode("utf-8")
         except UnicodeDecodeError as error:
             raise DataError(
-                f"{where}: byte {error.start} is not UTF-8; expected UTF-8 text. Map another column."
+                f"{where}: byte {error.start} is not UTF-8; expected UTF-8 text. Map another "
+                f"column."
             ) from None
     # NumPy integers (ids in TFDS) become Python ones.
     return value.item() if hasattr(value, "item") and getattr(value, "ndim", 1) == 0 else value

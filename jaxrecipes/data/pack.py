@@ -77,14 +77,16 @@ def pack(
     Args:
         documents: Tokenized documents.
         length: L, tokens a row, at least 3.
-        overlong: What happens to a document of more than L tokens: ``error``; ``drop``; ``truncate``
-            keeps its first L tokens; ``split`` cuts it into pieces of L tokens (no piece has a single
-            token, because nothing would be left to predict in it).
-        attend: Recorded with the rows: may a document see those before it in its row? See ``rows.row_arrays``.
-        fit: ``best``: best-fit decreasing, documents up to L tokens are never cut (Ding et al. 2024,
-            "Fewer Truncations Improve Language Modeling", 2404.10830; the default for ``attend=document``).
-            ``fill``: documents follow each other in the given order and a row ends where it is full,
-            also within a document (the default for ``attend=context``, where the order is the method).
+        overlong: What happens to a document of more than L tokens: ``error``; ``drop``;
+            ``truncate`` keeps its first L tokens; ``split`` cuts it into pieces of L tokens (no
+            piece has a single token, because nothing would be left to predict in it).
+        attend: Recorded with the rows: may a document see those before it in its row? See
+            ``rows.row_arrays``.
+        fit: ``best``: best-fit decreasing, documents up to L tokens are never cut (Ding et al.
+            2024, "Fewer Truncations Improve Language Modeling", 2404.10830; the default for
+            ``attend=document``). ``fill``: documents follow each other in the given order and a row
+            ends where it is full, also within a document (the default for ``attend=context``, where
+            the order is the method).
 
     Returns:
         The rows, ordered by their first document; within a row, documents keep their order.
@@ -191,8 +193,9 @@ def check_supervised(rows: PackedRows, attend: Attend, ids: Sequence[str], first
         shown = ", ".join(map(repr, names[:5])) + (", ..." if len(names) > 5 else "")
         raise DataError(
             f"row {first_row + row} has no supervised token, so no loss could be taken of it; its "
-            f"documents: {shown}. {empty.size} of {len(rows)} rows are like this. Expected at least one "
-            "target a row: check the loss mask, leave these documents out, or change length."
+            f"documents: {shown}. {empty.size} of {len(rows)} rows are like this. Expected at "
+            "least one target a row: check the loss mask, leave these documents out, or change "
+            "length."
         )
     return int(counts.sum())
 
@@ -209,13 +212,14 @@ def _apply_overlong(
         middle, high, top = np.percentile(lengths, [50, 90, 100]).astype(int)
         first = int(long[0])
         raise DataError(
-            f"document {documents[first].id!r} has {lengths[first]} tokens, more than the row length "
-            f"{length}; so have {long.size} of {len(documents)} documents (median {middle}, 90 % {high}, "
-            f"longest {top} tokens). Set overlong: split, truncate or drop, or a larger length."
+            f"document {documents[first].id!r} has {lengths[first]} tokens, more than the row "
+            f"length {length}; so have {long.size} of {len(documents)} documents (median "
+            f"{middle}, 90 % {high}, longest {top} tokens). Set overlong: split, truncate or "
+            "drop, or a larger length."
         )
     kept = lengths.copy()
     reasons = {"drop": "dropped as too long", "truncate": "truncated", "split": "split"}
-    for index in long:
+    for index in long.tolist():
         report.drop(reasons[overlong], documents[index].id)
     if overlong == "drop":
         kept[long] = 0
@@ -228,8 +232,8 @@ def _best_fit(kept: np.ndarray, length: int) -> tuple[np.ndarray, np.ndarray]:
     """Best-fit decreasing: each piece goes into the fullest row that still holds it."""
     pieces = _pieces(kept, length)
     order = np.argsort(-pieces[:, 2], kind="stable")
-    # Rows by free space, and the set of free spaces as the bits of one integer: the smallest space that
-    # is large enough is then one shift and one lowest set bit away.
+    # Rows by free space, and the set of free spaces as the bits of one integer: the smallest space
+    # that is large enough is then one shift and one lowest set bit away.
     rows_by_space: list[list[int]] = [[] for _ in range(length + 1)]
     spaces = 0
     row_of_piece = np.zeros(len(pieces), np.int64)
@@ -248,7 +252,8 @@ def _best_fit(kept: np.ndarray, length: int) -> tuple[np.ndarray, np.ndarray]:
         if space > size:
             rows_by_space[space - size].append(row)
             spaces |= 1 << (space - size)
-    # Longest-first is the order of placing, not of the data: rows are numbered by their first piece.
+    # Longest-first is the order of placing, not of the data: rows are numbered by their first
+    # piece.
     first_piece = np.full(rows, len(pieces), np.int64)
     np.minimum.at(first_piece, row_of_piece, np.arange(len(pieces)))
     number = np.empty(rows, np.int64)
@@ -259,13 +264,14 @@ def _best_fit(kept: np.ndarray, length: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _pieces(kept: np.ndarray, length: int) -> np.ndarray:
-    """Returns [pieces, 3] (document, offset, tokens): documents cut where they exceed the length."""
+    """Returns [pieces, 3] (document, offset, tokens), documents cut at multiples of length."""
     per_document = -(-kept // length)
     documents = np.repeat(np.arange(len(kept)), per_document)
     first = np.cumsum(per_document) - per_document
     number = np.arange(len(documents)) - np.repeat(first, per_document)
     offset = number * length
-    # A last piece of one token would have nothing to predict: it takes one token of the piece before.
+    # A last piece of one token would have nothing to predict: it takes one token of the piece
+    # before.
     alone = (kept[documents] - offset == 1) & (number > 0)
     offset = offset - alone
     ends = np.minimum(offset + length, kept[documents])

@@ -1,4 +1,4 @@
-"""Prepared sets to batches, on grain: a shuffled, endless, weighted stream addressed by step number."""
+"""Prepared sets to batches, on grain: a shuffled, endless stream addressed by step number."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ def batches(
 ) -> Iterator[tuple[int, dict[str, np.ndarray]]]:
     """Reads batches for ever, from any step on.
 
-    Each set is shuffled as a whole, anew in every epoch, and the sets are interleaved in proportion to
-    their weights. The batch of a step depends on ``sets``, ``seed`` and ``batch_size`` only: not on the
-    number of processes or threads, nor on the steps read before. So the step number is all there is to
-    save, and a run resumed on another number of hosts reads the same.
+    Each set is shuffled as a whole, anew in every epoch, and the sets are interleaved in proportion
+    to their weights. The batch of a step depends on ``sets``, ``seed`` and ``batch_size`` only: not
+    on the number of processes or threads, nor on the steps read before. So the step number is all
+    there is to save, and a run resumed on another number of hosts reads the same.
 
     Args:
         sets: Prepared sets of one row length with their weights: rows drawn in proportion, > 0.
@@ -45,8 +45,8 @@ def batches(
         prefetch: Batches read ahead.
 
     Yields:
-        (step, batch): ``token_ids``, ``segment_ids``, ``positions`` int32 and ``loss_mask`` bool, each
-        [b, length]; ``row_ids`` [b] int64, the row in its set; ``set_ids`` [b] int32, the set.
+        (step, batch): ``token_ids``, ``segment_ids``, ``positions`` int32 and ``loss_mask`` bool,
+        each [b, length]; ``row_ids`` [b] int64, the row in its set; ``set_ids`` [b] int32, the set.
 
     Raises:
         ConfigError: An argument is out of range.
@@ -88,7 +88,8 @@ def batches(
 
 
 def _set_seed(seed: int, index: int) -> int:
-    # grain shuffles epoch e with seed + e: hashing keeps neighbouring seeds and sets from sharing orders.
+    # grain shuffles epoch e with seed + e: hashing keeps neighbouring seeds and sets from sharing
+    # orders.
     digest = hashlib.sha256(f"shuffle {seed} {index}".encode()).digest()
     return int.from_bytes(digest[:4], "big")
 
@@ -108,8 +109,8 @@ def _check(
         )
     if batch_size < 1 or batch_size % process_count:
         raise ConfigError(
-            f"batch_size: {batch_size} rows cannot be shared by {process_count} processes; expected a "
-            "positive multiple of it."
+            f"batch_size: {batch_size} rows cannot be shared by {process_count} processes; "
+            "expected a positive multiple of it."
         )
     if start_step < 0:
         raise ConfigError(f"start_step: {start_step} is negative; the first step is 0.")
@@ -117,8 +118,8 @@ def _check(
     for prepared, weight in sets:
         if not (weight > 0 and np.isfinite(weight)):
             raise ConfigError(
-                f"{prepared.folder}: the weight {weight} of a set in a mixture has to be positive and "
-                "finite. Leave out a set that is not to be read."
+                f"{prepared.folder}: the weight {weight} of a set in a mixture has to be positive "
+                "and finite. Leave out a set that is not to be read."
             )
         if len(prepared) == 0:
             raise DataError(f"{prepared.folder}: the set has no rows.")
@@ -128,6 +129,6 @@ def _check(
         ):
             if value != expected:
                 raise DataError(
-                    f"{prepared.folder}: {name} {value}, but {first.folder} has {expected}; the sets of "
-                    "a mixture have to agree. Prepare them with the same packing options."
+                    f"{prepared.folder}: {name} {value}, but {first.folder} has {expected}; the "
+                    "sets of a mixture have to agree. Prepare them with the same packing options."
                 )

@@ -1,17 +1,15 @@
 """Preparation: documents of a source become a prepared set, once, killable at any moment.
 
 Documents are read in order and packed in blocks of about ``BLOCK_TOKENS`` tokens; each block is one
-shard. Finished blocks are committed to ``.<name>.partial`` beside the set, so a rerun after a kill goes
-on after the last of them and ends with the same bytes as a run that was never killed.
+shard. Finished blocks are committed to ``.<name>.partial`` beside the set, so a rerun after a kill
+goes on after the last of them and ends with the same bytes as a run that was never killed.
 """
 
 from __future__ import annotations
 
 import fcntl
-import hashlib
 import heapq
 import json
-import os
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
@@ -19,11 +17,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from jaxrecipes.data.documents import Document, ReadReport
-from jaxrecipes.data.pack import Fit, Overlong, PackedRows, check_supervised, pack, resolve_fit
-from jaxrecipes.data.rows import Attend, encode_row, token_dtype
+from jaxrecipes.data.pack import Fit, Overlong, pack, resolve_fit
+from jaxrecipes.data.partial import PROGRESS, PartialSet, digest_ids, sync_folder
+from jaxrecipes.data.rows import Attend, token_dtype
 from jaxrecipes.data.sources import (
     ResolvedSource,
     SourceSpec,
@@ -34,7 +31,6 @@ from jaxrecipes.data.sources import (
 )
 from jaxrecipes.data.split import Split, select_part, stable_fraction
 from jaxrecipes.data.store import (
-    DOCUMENTS,
     MANIFEST,
     SCHEMA_VERSION,
     PreparedSet,
@@ -54,12 +50,21 @@ from jaxrecipes.errors import DataError, JaxrecipesError
 BLOCK_TOKENS = 2**24
 """Tokens packed at a time: bounds memory (about 0.5 GB) and the work that a kill can cost."""
 
-_PROGRESS = "progress.json"
 # The files whose code decides the bytes of a set; a change in any of them makes a new set.
-_SHAPING_CODE = (
-    "documents.py files.py installed.py libraries.py pack.py prepare.py rows.py sources.py split.py "
-    "store.py tokenize.py"
-).split()
+_SHAPING_CODE = [
+    "documents.py",
+    "files.py",
+    "installed.py",
+    "libraries.py",
+    "pack.py",
+    "partial.py",
+    "prepare.py",
+    "rows.py",
+    "sources.py",
+    "split.py",
+    "store.py",
+    "tokenize.py",
+]
 
 
 def prepare(
@@ -102,7 +107,8 @@ def prepare(
 
     Raises:
         ConfigError: An option is wrong.
-        DataError: The source or its texts cannot be used; see the readers, ``tokenize`` and ``pack``.
+        DataError: The source or its texts cannot be used; see the readers, ``tokenize`` and
+            ``pack``.
         JaxrecipesError: The folder cannot be written (rights, disk full).
     """
     folder = Path(folder)
@@ -133,7 +139,7 @@ def prepare(
         if ready is not None:
             return ready
         partial = folder.with_name(f".{folder.name}.partial")
-        work = _Work.open(partial, set_key(parts), say)
+        work = PartialSet.open(partial, set_key(parts), say)
         documents = _selected(resolved, split, limit_documents)
         tokenized = tokenize_documents(
             _skip_finished(documents, work, say),
@@ -145,8 +151,8 @@ def prepare(
             packed = pack(block, length=length, overlong=overlong, attend=attend, fit=fit)
             work.commit(block, packed, attend=attend, dtype=token_dtype(vocab_size))
             say(
-                f"{folder.name}: {work.total('documents')} documents, {work.total('tokens')} tokens, "
-                f"{work.total('rows')} rows"
+                f"{folder.name}: {work.total('documents')} documents, {work.total('tokens')} "
+                f"tokens, {work.total('rows')} rows"
             )
         if not work.blocks:
             raise DataError(
@@ -159,113 +165,13 @@ def prepare(
     return PreparedSet(folder, manifest)
 
 
-class _Work:
-    """The folder in which a set grows, one committed block after the other."""
-
-    def __init__(self, folder: Path, key: str, blocks: list[dict[str, Any]]) -> None:
-        self.folder = folder
-        self.key = key
-        self.blocks = blocks
-
-    @classmethod
-    def open(cls, folder: Path, key: str, say: Callable[[str], None]) -> _Work:
-        """Goes on with the blocks that a killed run left, where they are of the same key and whole."""
-        blocks: list[dict[str, Any]] = []
-        try:
-            progress = json.loads((folder / _PROGRESS).read_bytes())
-            if progress["key"] == key:
-                for block in progress["blocks"]:
-                    if any(
-                        hash_file(folder / block[part]["name"]) != block[part]["sha256"]
-                        for part in ("shard", "listing")
-                    ):
-                        break
-                    blocks.append(block)
-        except (OSError, ValueError, KeyError, TypeError, DataError):
-            blocks = []
-        if blocks:
-            say(f"going on after {len(blocks)} finished blocks in {folder}")
-        else:
-            shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(parents=True, exist_ok=True)
-        return cls(folder, key, blocks)
-
-    def restart(self) -> None:
-        """Forgets all finished blocks."""
-        shutil.rmtree(self.folder)
-        self.folder.mkdir()
-        self.blocks = []
-
-    def total(self, name: str) -> int:
-        """Returns the sum of a count over the finished blocks."""
-        return sum(int(block[name]) for block in self.blocks)
-
-    def commit(
-        self,
-        documents: list[TokenizedDocument],
-        packed: PackedRows,
-        *,
-        attend: Attend,
-        dtype: np.dtype,
-    ) -> None:
-        """Writes a block's shard and document listing, then the progress file that counts them."""
-        number = len(self.blocks)
-        first_row, first_document = self.total("rows"), self.total("documents")
-        ids = [document.id for document in documents]
-        supervised = check_supervised(packed, attend, ids, first_row)
-        # Documents without a token in the rows (dropped) are not listed: number the others.
-        listed = packed.kept_tokens > 0
-        new_index = np.cumsum(listed) - 1 + first_document
-        shard = self.folder / f"rows-{number:05d}.array_record"
-        _write_shard(shard, packed, new_index, dtype)
-        listing = self.folder / f"documents-{number:05d}.jsonl"
-        _write_listing(listing, documents, packed, first_row)
-        segment_rows = np.repeat(np.arange(len(packed)), np.diff(packed.segment_ends, prepend=0))
-        self.blocks.append(
-            {
-                "shard": {**_file_entry(shard), "rows": len(packed)},
-                "listing": _file_entry(listing),
-                "documents_read": len(documents),
-                "digest": _digest_ids(ids),
-                "documents": int(listed.sum()),
-                "rows": len(packed),
-                "tokens": len(packed.token_ids),
-                "supervised_tokens": supervised,
-                "bytes": int(packed.kept_bytes.sum()),
-                "max_token_id": int(packed.token_ids.max()),
-                "max_segments": int(np.bincount(segment_rows).max()),
-                "changed": dict(packed.dropped.dropped),
-                "examples": packed.dropped.examples,
-            }
-        )
-        _write_json(self.folder / _PROGRESS, {"key": self.key, "blocks": self.blocks})
-
-    def finish(self, manifest: dict[str, Any], target: Path) -> None:
-        """Joins the listings, writes the manifest and moves the folder into place."""
-        _write_documents(self)
-        manifest["documents_file"] = _file_entry(self.folder / DOCUMENTS)
-        _write_json(self.folder / MANIFEST, manifest)
-        old = target.with_name(f".{target.name}.old")
-        shutil.rmtree(old, ignore_errors=True)
-        # From here on the partial folder is a complete set; its helpers go before it is moved.
-        for block in self.blocks:
-            (self.folder / block["listing"]["name"]).unlink(missing_ok=True)
-        (self.folder / _PROGRESS).unlink()
-        _sync(self.folder)
-        if target.exists():
-            target.rename(old)
-        self.folder.rename(target)
-        _sync(target.parent)
-        shutil.rmtree(old, ignore_errors=True)
-
-
 def _existing(
     folder: Path, parts: Mapping[str, Mapping[str, str]], say: Callable[[str], None]
 ) -> PreparedSet | None:
     if folder.exists() and not (folder / MANIFEST).exists() and any(folder.iterdir()):
         raise DataError(
-            f"{folder}: the folder is not empty and holds no prepared set; it is left as it is. Give "
-            "another folder, or empty it."
+            f"{folder}: the folder is not empty and holds no prepared set; it is left as it is. "
+            "Give another folder, or empty it."
         )
     partial = folder.with_name(f".{folder.name}.partial")
     for place in (folder, partial):
@@ -290,10 +196,10 @@ def _existing(
             # A run was killed between its last write and the move.
             if (folder / MANIFEST).exists():
                 shutil.rmtree(folder)
-            for leftover in [*partial.glob("documents-*.jsonl"), partial / _PROGRESS]:
+            for leftover in [*partial.glob("documents-*.jsonl"), partial / PROGRESS]:
                 leftover.unlink(missing_ok=True)
             partial.rename(folder)
-            _sync(folder.parent)
+            sync_folder(folder.parent)
         shutil.rmtree(partial, ignore_errors=True)
         shutil.rmtree(folder.with_name(f".{folder.name}.old"), ignore_errors=True)
         return PreparedSet(folder, manifest, reused=True)
@@ -316,7 +222,7 @@ def _selected(source: ResolvedSource, split: Split | None, limit: int | None) ->
 
 
 def _skip_finished(
-    documents: Iterator[Document], work: _Work, say: Callable[[str], None]
+    documents: Iterator[Document], work: PartialSet, say: Callable[[str], None]
 ) -> Iterator[Document]:
     """Skips what finished blocks hold, after checking that the source still brings the same."""
     finished = iter(work.blocks[:])
@@ -324,7 +230,7 @@ def _skip_finished(
     for block in finished:
         part = [d for _, d in zip(range(block["documents_read"]), documents, strict=False)]
         skipped.extend(part)
-        if _digest_ids([d.id for d in part]) != block["digest"]:
+        if digest_ids([d.id for d in part]) != block["digest"]:
             say("the source brought other documents than before the interruption: starting anew")
             work.restart()
             yield from skipped
@@ -348,7 +254,7 @@ def _blocks(
 
 
 def _manifest(
-    work: _Work,
+    work: PartialSet,
     parts: Mapping[str, Mapping[str, str]],
     options: Mapping[str, Any],
     vocab_size: int,
@@ -391,86 +297,6 @@ def _manifest(
     }
 
 
-def _write_shard(
-    path: Path, packed: PackedRows, document_numbers: np.ndarray, dtype: np.dtype
-) -> None:
-    from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
-
-    # One record a group is what random access needs; compression gains little on token ids (measured:
-    # 0 % on random ids) and is deterministic, so it is left at its default.
-    writer = ArrayRecordWriter(str(path), "group_size:1")
-    for row in packed:
-        segments = row.segments.copy()
-        segments[:, 0] = document_numbers[segments[:, 0]]
-        writer.write(encode_row(type(row)(row.token_ids, segments, row.supervised), dtype))
-    writer.close()
-    reader = ArrayRecordReader(str(path))
-    written = reader.num_records()
-    reader.close()
-    if written != len(packed):  # a full disk shows here: the writer itself does not always raise
-        raise OSError(f"{path}: {written} of {len(packed)} rows were written")
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
-
-
-def _write_listing(
-    path: Path, documents: list[TokenizedDocument], packed: PackedRows, first_row: int
-) -> None:
-    places: dict[int, list[list[int]]] = {}
-    first = 0
-    for row, end in enumerate(packed.segment_ends.tolist()):
-        for document, offset, tokens in packed.segments[first:end].tolist():
-            places.setdefault(document, []).append([first_row + row, offset, tokens])
-        first = end
-    with path.open("w", encoding="utf-8", newline="\n") as file:
-        for index in sorted(places):
-            line = {
-                "id": documents[index].id,
-                "bytes": int(packed.kept_bytes[index]),
-                "tokens": int(packed.kept_tokens[index]),
-                "rows": sorted(places[index], key=lambda place: place[1]),
-            }
-            file.write(json.dumps(line, ensure_ascii=False, separators=(",", ":")) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _write_documents(work: _Work) -> None:
-    with (work.folder / DOCUMENTS).open("wb") as target:
-        for block in work.blocks:
-            with (work.folder / block["listing"]["name"]).open("rb") as part:
-                shutil.copyfileobj(part, target)
-        target.flush()
-        os.fsync(target.fileno())
-
-
-def _write_json(path: Path, value: Mapping[str, Any]) -> None:
-    temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("w", encoding="utf-8", newline="\n") as file:
-        json.dump(value, file, indent=1, sort_keys=True, ensure_ascii=False)
-        file.write("\n")
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.rename(path)
-    _sync(path.parent)
-
-
-def _file_entry(path: Path) -> dict[str, Any]:
-    return {"name": path.name, "bytes": path.stat().st_size, "sha256": hash_file(path)}
-
-
-def _digest_ids(ids: list[str]) -> str:
-    return hashlib.sha256("\x00".join(ids).encode()).hexdigest()
-
-
-def _sync(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 @contextmanager
 def _locked(folder: Path, say: Callable[[str], None]) -> Iterator[None]:
     """Lets one process at a time prepare a folder; the kernel drops the lock of a killed one."""
@@ -490,8 +316,9 @@ def _write_errors(folder: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise JaxrecipesError(
-            f"{folder}: the prepared set cannot be written ({error.strerror or error}). Check the rights "
-            "and the free space (df -h), then run the same command again: finished blocks are kept."
+            f"{folder}: the prepared set cannot be written ({error.strerror or error}). Check the "
+            "rights and the free space (df -h), then run the same command again: finished blocks "
+            "are kept."
         ) from None
 
 

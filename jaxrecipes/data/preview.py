@@ -1,4 +1,4 @@
-"""What `jaxrecipes preview` shows: how a source is read, how long its documents are, how rows look."""
+"""What `jaxrecipes preview` shows: how a source is read, its lengths, and how rows look."""
 
 from __future__ import annotations
 
@@ -98,8 +98,8 @@ def preview_source(
 
     Raises:
         ConfigError: The source or an option is wrong.
-        DataError: The source cannot be read. (A failure of packing, such as a document that is too long,
-            is part of the preview.)
+        DataError: The source cannot be read. (A failure of packing, such as a document that is too
+            long, is part of the preview.)
     """
     resolved = resolve_source(source)
     report = ReadReport()
@@ -196,14 +196,14 @@ def row_text(
     attend: Attend,
     characters: int = 320,
 ) -> Text:
-    """Renders one row: a colour a document, boundaries with ids, tokens that are no targets in grey."""
+    """Renders one row: a colour a document, ids at boundaries, tokens that are no targets grey."""
     arrays = row_arrays(row, length=length, attend=attend)
     text = Text()
     start = 0
     for number, (document, offset, tokens) in enumerate(row.segments.tolist()):
         if number:
             text.append("\n")
-        place = f"[{printable(document_ids[document])}, tokens {offset}-{offset + tokens - 1}]"
+        place = f"[{printable(document_ids[int(document)])}, tokens {offset}-{offset + tokens - 1}]"
         text.append(place, style="reverse")
         text.append(" ")
         colour = _COLOURS[number % len(_COLOURS)]
@@ -245,7 +245,7 @@ def _segment_text(
     text = Text()
     changes = np.flatnonzero(np.diff(targets.astype(np.int8))) + 1
     for run in np.split(np.arange(len(token_ids)), changes):
-        decoded = tokenizer.decode(token_ids[run].tolist(), skip_special_tokens=False)
+        decoded = str(tokenizer.decode(token_ids[run].tolist(), skip_special_tokens=False))
         style = colour if targets[run[0]] else "bright_black strike"
         text.append(printable(decoded), style=style)
     if len(text) <= characters:

@@ -17,8 +17,8 @@ class Row:
 
     Attributes:
         token_ids: [n] unsigned integers, n <= length.
-        segments: [s, 3] int64, a run of one document each, in order: index of the document, offset of
-            the first token in the document, number of tokens. They tile the n tokens.
+        segments: [s, 3] int64, a run of one document each, in order: index of the document, offset
+            of the first token in the document, number of tokens. They tile the n tokens.
         supervised: [n] bool, or None where the documents supervise every token.
     """
 
@@ -39,8 +39,8 @@ def row_arrays(row: Row, *, length: int, attend: Attend) -> dict[str, np.ndarray
     Returns:
         ``token_ids`` [L] int32, padded with 0; ``segment_ids`` [L] int32, from 1, 0 = padding;
         ``positions`` [L] int32; ``loss_mask`` [L] bool, True where the token is a supervised target
-        (never the first token of a segment: nothing predicts it); ``document_index`` [L] int32, line in
-        ``documents.jsonl``, -1 = padding.
+        (never the first token of a segment: nothing predicts it); ``document_index`` [L] int32,
+        line in ``documents.jsonl``, -1 = padding.
     """
     count = len(row.token_ids)
     tokens = row.segments[:, 2]

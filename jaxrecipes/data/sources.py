@@ -32,7 +32,8 @@ class SourceSpec:
     Attributes:
         reference: A file (``.gz`` allowed for text, JSONL and CSV), a folder, a glob such as
             ``corpus/**/*.jsonl``, a folder written by ``Dataset.save_to_disk``, ``hub:<dataset>``,
-            ``tfds:<name or folder>``, ``docstrings`` (or ``docstrings:numpy,scipy``), or ``topics``.
+            ``tfds:<name or folder>``, ``docstrings`` (or ``docstrings:numpy,scipy``), or
+            ``topics``.
         kind: One of ``KINDS``; found from ``reference`` where None.
         columns: Role -> column: ``text`` (a column, or a list joined by an empty line), ``id``,
             ``group`` (documents of one group stay on one side of a held-out split). Default:
@@ -112,7 +113,8 @@ def read_documents(
 
     Raises:
         ConfigError: The specification is wrong.
-        DataError: The input is missing, damaged, or lacks a column; the message names file and line.
+        DataError: The input is missing, damaged, or lacks a column; the message names file and
+            line.
     """
     source = spec if isinstance(spec, ResolvedSource) else resolve_source(spec)
     report = report if report is not None else ReadReport()
@@ -120,8 +122,9 @@ def read_documents(
     if report.documents == 0:
         dropped = ", ".join(f"{count} {reason}" for reason, count in report.dropped.items())
         raise DataError(
-            f"{source.spec.reference}: no document was found ({dropped or 'nothing read'}); expected "
-            "at least one text that is not empty. Check the file and the mapped text column."
+            f"{source.spec.reference}: no document was found ({dropped or 'nothing read'}); "
+            "expected at least one text that is not empty. Check the file and the mapped text "
+            "column."
         )
 
 
@@ -129,8 +132,8 @@ def source_fingerprint(spec: SourceSpec | ResolvedSource) -> dict[str, str]:
     """Hashes everything in a source that shapes its documents.
 
     Files are hashed byte by byte, together with their names below the common folder; not with that
-    folder's place, so that a copied corpus is the same corpus. Docstrings are keyed by the versions of
-    the packages, other sources by their documents.
+    folder's place, so that a copied corpus is the same corpus. Docstrings are keyed by the versions
+    of the packages, other sources by their documents.
 
     Returns:
         Name -> hash (or version), to be compared entry by entry when a cache missed.
@@ -191,7 +194,8 @@ def _resolve_files(spec: SourceSpec) -> ResolvedSource:
         raise DataError(_missing_message(spec.reference, path))
     if spec.kind == "saved_dataset":
         raise DataError(
-            f"{path}: no saved dataset; expected a folder that holds state.json or dataset_dict.json."
+            f"{path}: no saved dataset; expected a folder that holds state.json or "
+            f"dataset_dict.json."
         )
     kinds = {p: spec.kind or files.kind_of_file(p) for p in found}
     chosen = [p for p in found if kinds[p] is not None]
@@ -202,13 +206,14 @@ def _resolve_files(spec: SourceSpec) -> ResolvedSource:
     if not chosen:
         raise DataError(
             f"{spec.reference}: no file of a known kind ({len(found)} other files); expected "
-            f"{', '.join(files.KIND_BY_SUFFIX)} or one of them with .gz. Set kind: to read other names."
+            f"{', '.join(files.KIND_BY_SUFFIX)} or one of them with .gz. Set kind: to read other "
+            f"names."
         )
     different = sorted({str(kinds[p]) for p in chosen})
     if len(different) > 1:
         raise DataError(
-            f"{spec.reference}: files of several kinds ({', '.join(different)}); expected one kind. Give "
-            "a glob such as 'folder/**/*.jsonl', or one source a kind."
+            f"{spec.reference}: files of several kinds ({', '.join(different)}); expected one "
+            "kind. Give a glob such as 'folder/**/*.jsonl', or one source a kind."
         )
     kind = different[0]
     return ResolvedSource(replace(spec, kind=kind), kind, path.name, tuple(chosen), root)
@@ -285,6 +290,6 @@ def _missing_message(reference: str, path: Path) -> str:
     if near:
         return f"{message}; did you mean {' or '.join(near)}?"
     return (
-        f"{message}. Expected a path, a glob, docstrings, topics, tfds:<name>, or, for a dataset of the "
-        f"Hugging Face hub, hub:{reference}."
+        f"{message}. Expected a path, a glob, docstrings, topics, tfds:<name>, or, for a dataset "
+        f"of the Hugging Face hub, hub:{reference}."
     )

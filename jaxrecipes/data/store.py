@@ -1,8 +1,9 @@
 """Prepared sets: ArrayRecord shards of packed rows, the documents in them, and a manifest.
 
-A folder holds ``manifest.json``, ``documents.jsonl`` (one line a document: ``id``, ``bytes``, ``tokens``,
-``rows``: a list of [row, offset in the document, tokens]) and ``rows-00000.array_record`` and so on.
-The manifest is the commit mark: it is written last, and the folder is renamed into place complete.
+A folder holds ``manifest.json``, ``documents.jsonl`` (one line a document: ``id``, ``bytes``,
+``tokens``, ``rows``: a list of [row, offset in the document, tokens]) and
+``rows-00000.array_record`` and so on. The manifest is the commit mark: it is written last, and the
+folder is renamed into place complete.
 """
 
 from __future__ import annotations
@@ -54,6 +55,7 @@ class PreparedSet:
     """
 
     def __init__(self, folder: Path, manifest: Mapping[str, Any], *, reused: bool = False) -> None:
+        """Wraps a folder whose files were checked against ``manifest``."""
         self.folder = folder
         self.manifest = manifest
         self.reused = reused
@@ -87,8 +89,8 @@ class PreparedSet:
             return decode_row(self._source[index], self._dtype)
         except (RuntimeError, ValueError, OSError) as error:
             raise DataError(
-                f"{self._shard_of(index)}: row {index} cannot be read ({error}); the shard was changed "
-                "after it was opened. Prepare the set again (the same command does it)."
+                f"{self._shard_of(index)}: row {index} cannot be read ({error}); the shard was "
+                "changed after it was opened. Prepare the set again (the same command does it)."
             ) from None
 
     def __getitem__(self, index: int) -> dict[str, np.ndarray]:
@@ -101,7 +103,7 @@ class PreparedSet:
         return {key: np.stack([item[key] for item in items]) for key in items[0]}
 
     def document_ids(self, index: int) -> list[tuple[str, int, int]]:
-        """Returns (document id, offset of the first token in the document, tokens) a segment of a row."""
+        """Returns (document id, offset of the first token in it, tokens) a segment of a row."""
         return [
             (self.documents[document].id, offset, tokens)
             for document, offset, tokens in self.row(index).segments.tolist()
@@ -155,8 +157,8 @@ def open_prepared(
         verify: Hash every file; otherwise only sizes are compared.
 
     Raises:
-        DataError: The set is missing, incomplete, damaged (the message names the file), or was made for
-            another tokenizer or vocabulary.
+        DataError: The set is missing, incomplete, damaged (the message names the file), or was made
+            for another tokenizer or vocabulary.
     """
     folder = Path(folder)
     manifest = read_manifest(folder)
@@ -165,9 +167,9 @@ def open_prepared(
         raise DataError(f"{problem} Prepare the set again (the same command does it).")
     if vocab_size is not None and manifest["max_token_id"] >= vocab_size:
         raise DataError(
-            f"{folder}: the set holds the token id {manifest['max_token_id']}, but the model's vocabulary "
-            f"has {vocab_size} entries. It was made for a vocabulary of {manifest['vocab_size']}: prepare "
-            "it with this model's tokenizer."
+            f"{folder}: the set holds the token id {manifest['max_token_id']}, but the model's "
+            f"vocabulary has {vocab_size} entries. It was made for a vocabulary of "
+            f"{manifest['vocab_size']}: prepare it with this model's tokenizer."
         )
     made_with = manifest["tokenizer_fingerprint"]
     if tokenizer_fingerprint is not None and made_with != tokenizer_fingerprint:
@@ -189,8 +191,8 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         manifest = json.loads(path.read_bytes())
     except FileNotFoundError:
         raise DataError(
-            f"{folder}: no prepared set (there is no {MANIFEST}); expected a folder that `prepare` wrote. "
-            "Its preparation may not have ended: run it again."
+            f"{folder}: no prepared set (there is no {MANIFEST}); expected a folder that "
+            "`prepare` wrote. Its preparation may not have ended: run it again."
         ) from None
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror or error}).") from None
@@ -199,8 +201,8 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     version = manifest.get("schema_version") if isinstance(manifest, dict) else None
     if version != SCHEMA_VERSION:
         raise DataError(
-            f"{path}: schema version {version!r}; this version of jaxrecipes reads {SCHEMA_VERSION}. "
-            "Prepare the set again."
+            f"{path}: schema version {version!r}; this version of jaxrecipes reads "
+            f"{SCHEMA_VERSION}. Prepare the set again."
         )
     return manifest
 
@@ -247,7 +249,8 @@ def explain_miss(
                 reasons.append(f"{section}: {name} is gone")
             elif before[name] != after[name]:
                 reasons.append(
-                    f"{section}: {name} changed from {_short(before[name])} to {_short(after[name])}"
+                    f"{section}: {name} changed from {_short(before[name])} to "
+                    f"{_short(after[name])}"
                 )
     return reasons
 

@@ -52,8 +52,8 @@ def end_token(tokenizer: Tokenizer, vocab_size: int) -> int:
     eos = tokenizer.eos_token_id
     if eos is None:
         raise DataError(
-            "the tokenizer has no end-of-sequence token; expected one, because documents are separated "
-            "by it. Set eos_token in tokenizer_config.json."
+            "the tokenizer has no end-of-sequence token; expected one, because documents are "
+            "separated by it. Set eos_token in tokenizer_config.json."
         )
     if not 0 <= eos < vocab_size:
         raise DataError(
@@ -73,12 +73,13 @@ def tokenize_documents(
 ) -> Iterator[TokenizedDocument]:
     """Tokenizes documents in their order.
 
-    Text is data: a special token that is spelled out in a document (``<|endoftext|>``) is encoded as
-    ordinary text, so that no document can end itself or open a chat turn.
+    Text is data: a special token that is spelled out in a document (``<|endoftext|>``) is encoded
+    as ordinary text, so that no document can end itself or open a chat turn.
 
     Args:
         documents: The documents.
-        tokenizer: A fast tokenizer. Its own BOS and EOS are kept; an EOS is appended where it adds none.
+        tokenizer: A fast tokenizer. Its own BOS and EOS are kept; an EOS is appended where it adds
+            none.
         vocab_size: Ids must be below it.
         truncate_length: If set, documents with more tokens get ``byte_ends``.
         batch_characters: Texts are handed to the tokenizer in batches of about this size.

@@ -29,6 +29,4 @@ def build_tokenizer(*, add_bos: bool = False):
         raw.post_processor = processors.TemplateProcessing(
             single="<|begin|> $A", special_tokens=[("<|begin|>", 1)]
         )
-    return PreTrainedTokenizerFast(
-        tokenizer_object=raw, eos_token="<|end|>", bos_token="<|begin|>"
-    )
+    return PreTrainedTokenizerFast(tokenizer_object=raw, eos_token="<|end|>", bos_token="<|begin|>")

@@ -126,7 +126,9 @@ def test_no_piece_of_a_split_document_is_one_token_long(sizes, length):
 
 
 def test_overlong_error_names_the_document_and_the_lengths():
-    with pytest.raises(DataError, match=r"'doc-1' has 30 tokens.*length 10.*2 of 3.*split") as caught:
+    with pytest.raises(
+        DataError, match=r"'doc-1' has 30 tokens.*length 10.*2 of 3.*split"
+    ) as caught:
         pack([document(0, 5), document(1, 30), document(2, 11)], length=10)
     assert "longest 30" in str(caught.value)
 

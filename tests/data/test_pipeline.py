@@ -44,9 +44,7 @@ def take(sets, count, **options):
 
 
 def places(taken):
-    return [
-        list(zip(b["set_ids"].tolist(), b["row_ids"].tolist(), strict=True)) for _, b in taken
-    ]
+    return [list(zip(b["set_ids"].tolist(), b["row_ids"].tolist(), strict=True)) for _, b in taken]
 
 
 def test_a_batch_holds_the_rows_it_names(sets):
@@ -61,7 +59,7 @@ def test_a_batch_holds_the_rows_it_names(sets):
 
 
 @settings(
-    max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=10, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(
     seed=st.integers(0, 2**40),
@@ -95,7 +93,9 @@ def test_a_batch_depends_on_its_number_only(sets, seed, start, processes, thread
 
 def test_every_epoch_reads_every_row_once_in_another_order(sets):
     rows = len(sets[0])
-    order = [place for batch in places(take([(sets[0], 1.0)], rows, batch_size=1)) for place in batch]
+    order = [
+        place for batch in places(take([(sets[0], 1.0)], rows, batch_size=1)) for place in batch
+    ]
     more = take([(sets[0], 1.0)], 3 * rows, batch_size=1)
     epochs = [places(more[i * rows : (i + 1) * rows]) for i in range(3)]
     assert all(Counter(map(str, epoch)) == Counter(map(str, epochs[0])) for epoch in epochs)
@@ -117,8 +117,12 @@ def test_neighbouring_seeds_share_no_epoch_order(sets):
 def test_weights_are_shares_of_rows_and_small_sets_repeat(sets):
     counts = Counter(s for b in places(take([(sets[0], 3), (sets[1], 1)], 100)) for s, _ in b)
     assert abs(counts[0] - 300) <= 2 and sum(counts.values()) == 400
-    seen = Counter(r for b in places(take([(sets[0], 3), (sets[1], 1)], 100)) for s, r in b if s == 1)
-    assert max(seen.values()) - min(seen.values()) <= 1  # epochs of the small set, not draws at random
+    seen = Counter(
+        r for b in places(take([(sets[0], 3), (sets[1], 1)], 100)) for s, r in b if s == 1
+    )
+    assert (
+        max(seen.values()) - min(seen.values()) <= 1
+    )  # epochs of the small set, not draws at random
 
 
 def test_wrong_arguments_are_refused(sets, tmp_path, tokenizer):

@@ -44,7 +44,10 @@ def source(tmp_path):
 
 def test_the_prepared_set_holds_every_document_exactly(tmp_path, source, tokenizer):
     prepared = run(tmp_path / "set", source, tokenizer)
-    texts = {row["id"]: row["text"] for row in map(json.loads, open(source.reference))}
+    texts = {
+        row["id"]: row["text"]
+        for row in map(json.loads, Path(source.reference).read_text().splitlines())
+    }
     manifest = prepared.manifest
     assert len(manifest["shards"]) > 3  # several blocks, so that numbering across them is tested
     assert [d.id for d in prepared.documents] == list(texts)
@@ -145,7 +148,10 @@ def test_what_is_dropped_or_truncated_is_counted(tmp_path, source, tokenizer, ov
     changed = next(iter(prepared.manifest["overlong"].values()))
     assert changed["documents"] > 10 and len(changed["examples"]) == 5
     assert max(d.tokens for d in prepared.documents) <= 32
-    texts = {row["id"]: row["text"] for row in map(json.loads, open(source.reference))}
+    texts = {
+        row["id"]: row["text"]
+        for row in map(json.loads, Path(source.reference).read_text().splitlines())
+    }
     dropped = prepared.manifest["documents_read"] - len(prepared.documents)
     assert dropped == (changed["documents"] if overlong == "drop" else 0)
     for document in prepared.documents:
@@ -202,8 +208,8 @@ def test_a_damaged_set_is_prepared_again(tmp_path, source, tokenizer):
     assert contents(folder) == before
 
 
-# A process that dies by SIGKILL just before its n-th step that touches the disk for good. The tokenizer
-# is a few lines of Python, so that the process starts fast.
+# A process that dies by SIGKILL just before its n-th step that touches the disk for good. The
+# tokenizer is a few lines of Python, so that the process starts fast.
 KILLED_PROGRAM = """
 import os, pathlib, shutil, signal, sys
 from jaxrecipes.data.prepare import prepare
@@ -228,14 +234,22 @@ os.fsync = counted(os.fsync)
 pathlib.Path.rename = counted(pathlib.Path.rename)
 pathlib.Path.unlink = counted(pathlib.Path.unlink)
 shutil.rmtree = counted(shutil.rmtree)
-prepare(sys.argv[1], SourceSpec(sys.argv[2]), Letters(), tokenizer_fingerprint="letters", vocab_size=257,
-        length=int(sys.argv[4]), overlong="split", block_tokens=8000, log=print)
+prepare(sys.argv[1], SourceSpec(sys.argv[2]), Letters(), tokenizer_fingerprint="letters",
+        vocab_size=257, length=int(sys.argv[4]), overlong="split", block_tokens=8000, log=print)
 """
 
 
 def start(folder, source, steps, length=64):
     return subprocess.run(
-        [sys.executable, "-c", KILLED_PROGRAM, str(folder), source.reference, str(steps), str(length)],
+        [
+            sys.executable,
+            "-c",
+            KILLED_PROGRAM,
+            str(folder),
+            source.reference,
+            str(steps),
+            str(length),
+        ],
         capture_output=True,
         text=True,
     )
@@ -267,7 +281,15 @@ def test_killed_at_any_step_and_rerun_equals_never_killed(tmp_path, source, repl
 @pytest.mark.slow
 def test_two_processes_at_once_make_one_good_set(tmp_path, source):
     assert start(tmp_path / "alone", source, 0).returncode == 0
-    command = [sys.executable, "-c", KILLED_PROGRAM, str(tmp_path / "set"), source.reference, "0", "64"]
+    command = [
+        sys.executable,
+        "-c",
+        KILLED_PROGRAM,
+        str(tmp_path / "set"),
+        source.reference,
+        "0",
+        "64",
+    ]
     both = [subprocess.Popen(command, stdout=subprocess.DEVNULL) for _ in range(2)]
     assert [process.wait() for process in both] == [0, 0]
     assert contents(tmp_path / "set") == contents(tmp_path / "alone")

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import gzip
+import importlib
+import importlib.resources
 import json
 import os
 import re
@@ -8,13 +10,19 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from jaxrecipes.data.documents import ReadReport
 from jaxrecipes.data.sources import SourceSpec, read_documents, resolve_source, source_fingerprint
 from jaxrecipes.errors import ConfigError, DataError
 
-ROWS = [{"id": "a", "text": "first"}, {"id": "b", "text": "zweiter, größer"}, {"id": "c", "text": "x"}]
+ROWS = [
+    {"id": "a", "text": "first"},
+    {"id": "b", "text": "zweiter, größer"},
+    {"id": "c", "text": "x"},
+]
 
 
 def write(path: Path, content: str | bytes) -> str:
@@ -55,11 +63,8 @@ def test_csv_reads_a_field_longer_than_the_modules_own_limit(tmp_path):
 
 
 def test_parquet(tmp_path):
-    pyarrow = pytest.importorskip("pyarrow")
-    import pyarrow.parquet
-
     path = tmp_path / "a.parquet"
-    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(ROWS), path)
+    pq.write_table(pa.Table.from_pylist(ROWS), path)
     assert read(path) == EXPECTED
     path.write_bytes(path.read_bytes()[:-20])
     with pytest.raises(DataError, match="a.parquet: cannot be read as Parquet"):
@@ -86,7 +91,10 @@ def test_folder_and_glob_read_sorted_files_with_ids_by_relative_name(tmp_path):
 
 
 def test_columns_are_mapped_inline(tmp_path):
-    rows = [{"key": 7, "title": "T", "body": "B", "t": "g1"}, {"key": 8, "title": "", "body": "C", "t": 2}]
+    rows = [
+        {"key": 7, "title": "T", "body": "B", "t": "g1"},
+        {"key": 8, "title": "", "body": "C", "t": 2},
+    ]
     path = write(tmp_path / "a.jsonl", jsonl(rows))
     columns = {"text": ["title", "body"], "id": "key", "group": "t"}
     documents = list(read_documents(SourceSpec(path, columns=columns)))
@@ -135,6 +143,43 @@ def test_tfds_unknown_dataset_is_a_data_error():
     pytest.importorskip("tensorflow_datasets")
     with pytest.raises(DataError, match="tfds:no_such_dataset: cannot be loaded"):
         read("tfds:no_such_dataset")
+
+
+TFDS_BUILDER = """
+import numpy as np
+import tensorflow_datasets as tfds
+
+class Texts(tfds.core.GeneratorBasedBuilder):
+    VERSION = tfds.core.Version("1.0.0")
+
+    def _info(self):
+        features = {"body": tfds.features.Text(), "id": tfds.features.Scalar(np.int64)}
+        return self.dataset_info_from_configs(features=tfds.features.FeaturesDict(features))
+
+    def _split_generators(self, manager):
+        return {"train": ((i, {"body": f"größer {i}", "id": i}) for i in range(5))}
+
+    def _generate_examples(self):
+        return ()
+"""
+
+
+def test_tfds_folder_is_read_by_random_access_without_tensorflow(tmp_path, monkeypatch):
+    pytest.importorskip("tensorflow_datasets")
+    # etils, below tensorflow_datasets, names the back-port of this standard module when it builds.
+    monkeypatch.setitem(sys.modules, "importlib_resources", importlib.resources)
+    monkeypatch.syspath_prepend(tmp_path)
+    write(tmp_path / "texts_of_a_test" / "__init__.py", "")
+    write(tmp_path / "texts_of_a_test" / "builder.py", TFDS_BUILDER)
+    builder = importlib.import_module("texts_of_a_test.builder").Texts(
+        data_dir=str(tmp_path / "data"), file_format="array_record"
+    )
+    builder.download_and_prepare()
+    documents = read(f"tfds:{builder.data_dir}", columns={"text": "body"})
+    assert sorted(documents) == [(str(i), f"größer {i}") for i in range(5)]
+    assert documents == read(f"tfds:{builder.data_dir}", columns={"text": "body"})
+    with pytest.raises(DataError, match=r"(?s)columns found:.*columns: \{text: body, id: id"):
+        read(f"tfds:{builder.data_dir}", split="train[:2]", columns={"id": "id"})
 
 
 def test_topics_are_read_in_order():
@@ -194,7 +239,11 @@ BAD_FILES = {
         b'{"key": "k", "body": "long text here"}\n',
         "columns: {text: body, id: key}",
     ),
-    "column missing later": ("a.jsonl", b'{"text": "a"}\n{"body": "b"}\n', "a.jsonl:2: column 'text'"),
+    "column missing later": (
+        "a.jsonl",
+        b'{"text": "a"}\n{"body": "b"}\n',
+        "a.jsonl:2: column 'text'",
+    ),
     "id twice": ("a.jsonl", b'{"text":"a","id":1}\n{"text":"b","id":1}\n', "the id '1'"),
     "latin-1": ("a.txt", "ok\ngrün\n".encode("latin-1"), "a.txt:2: byte 2 of the line (0xfc)"),
     "utf-16": ("a.txt", "hello".encode("utf-16"), "iconv -f UTF-16"),
@@ -202,7 +251,11 @@ BAD_FILES = {
     "nul escape": ("a.jsonl", b'{"text": "a\\u0000b"}\n', "NUL character (at character 1)"),
     "half a surrogate": ("a.jsonl", b'{"text": "a\\ud800"}\n', "surrogate"),
     "no gzip": ("a.txt.gz", b"plain text", "gzip"),
-    "truncated gzip": ("a.txt.gz", gzip.compress(os.urandom(4000).hex().encode())[:900], "gzip data end"),
+    "truncated gzip": (
+        "a.txt.gz",
+        gzip.compress(os.urandom(4000).hex().encode())[:900],
+        "gzip data end",
+    ),
     "csv width": ("a.csv", b"id,text\n1,a\n2,b,c\n", "a.csv:3: the row has 3 cells; expected 2"),
     "csv quotes": ("a.csv", b'text\n"abc\n', "not valid CSV"),
     "csv header": ("a.csv", b"text,text\na,b\n", "names a column twice"),

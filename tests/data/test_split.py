@@ -41,7 +41,16 @@ def test_copies_and_groups_stay_on_one_side():
 
 def test_the_hash_is_the_same_for_ever():
     # Written down once: another Python, platform or version must give the same split.
-    assert [is_held_out(key, held_out=0.5, seed=3) for key in "abcdefgh"] == [False, False, True, False, False, True, True, False]
+    assert [is_held_out(key, held_out=0.5, seed=3) for key in "abcdefgh"] == [
+        False,
+        False,
+        True,
+        False,
+        False,
+        True,
+        True,
+        False,
+    ]
 
 
 @pytest.mark.parametrize("held_out", [0.0, 1.0, -0.1, float("nan")])

@@ -50,7 +50,11 @@ def edit_manifest(change):
     [
         ("rows-00000.array_record", truncate, "rows-00000.array_record: the file is truncated"),
         ("rows-00000.array_record", flip, "rows-00000.array_record: the file is corrupt"),
-        ("rows-00000.array_record", lambda p: p.unlink(), "rows-00000.array_record: the file is missing"),
+        (
+            "rows-00000.array_record",
+            lambda p: p.unlink(),
+            "rows-00000.array_record: the file is missing",
+        ),
         ("documents.jsonl", flip, "documents.jsonl: the file is corrupt"),
         ("manifest.json", truncate, "manifest.json: this is not JSON"),
         ("manifest.json", lambda p: p.unlink(), "there is no manifest.json"),
