@@ -22,10 +22,10 @@ _PREFIX = "tag:yaml.org,2002:"
 _RESOLVERS = (
     ("null", re.compile(r"^(?:~|null|)$"), ["~", "n", ""]),
     ("bool", re.compile(r"^(?:true|false)$"), list("tf")),
-    ("int", re.compile(r"^[-+]?(?:0|[1-9][0-9_]*)$"), list("-+0123456789")),
+    ("int", re.compile(r"^[-+]?(?:0|[1-9][0-9]*(?:_[0-9]+)*)$"), list("-+0123456789")),
     (
         "float",
-        re.compile(r"^[-+]?(?:[0-9][0-9_]*\.?[0-9]*|\.[0-9]+)(?:[eE][-+]?[0-9]+)?$"),
+        re.compile(r"^[-+]?(?:[0-9]+\.[0-9]*|\.[0-9]+|[0-9]+(?=[eE]))(?:[eE][-+]?[0-9]+)?$"),
         list("-+.0123456789"),
     ),
 )
@@ -141,8 +141,8 @@ def _construct(
                 return int(text)
             if kind == "float":
                 return float(text)
-        except ValueError:
-            pass
+        except ValueError:  # an explicit tag on other text, or more digits than Python converts
+            return text
         if kind == "str":
             return text
     raise ConfigError(f"{name}:{line}: {node.tag!r} tags are not used in configs; remove it")
