@@ -149,6 +149,10 @@ def gguf_config(reader: GGUFReader, path: Path) -> dict[str, Any]:
     config |= {key: values[name] for key, name in _TOKEN_IDS.items() if name in values}
     if isinstance(config["num_attention_heads"], list):
         raise CheckpointError(f"{path}: layers differ in their number of heads")
+    rotated = own.get("rope.dimension_count")
+    head_dim = config.get("head_dim", config["hidden_size"] // config["num_attention_heads"])
+    if rotated is not None and rotated != head_dim:
+        config["partial_rotary_factor"] = rotated / head_dim  # refused by the config's reader
     # GGUF keeps single precision; the published value is the short decimal.
     for key in ("rms_norm_eps", "rope_theta"):
         if key in config:

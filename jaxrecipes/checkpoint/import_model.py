@@ -166,14 +166,16 @@ def _load(tensor: Tensor, row: TensorName, dtype: Any, placement: Any) -> jax.Ar
     target = tensor.dtype if dtype is None else np.dtype(dtype)
     parts: dict[Any, np.ndarray] = {}
 
-    def part(index: tuple[slice, ...]) -> np.ndarray:
+    def part(index: tuple[slice, ...] | None) -> np.ndarray:
+        index = index or ()
         # Replicas on several devices ask for the same part.
         key = tuple((axis.start, axis.stop, axis.step) for axis in index)
         if key not in parts:
             array = tensor.read(index[::-1] if row.transposed else index)
             if row.transposed:
                 array = array.T
-            array = np.ascontiguousarray(array, dtype=target)
+            with np.errstate(over="ignore"):  # refused below, by name
+                array = np.ascontiguousarray(array, dtype=target)
             if target.itemsize < tensor.dtype.itemsize:
                 # float16 cannot hold what float32 and bfloat16 can.
                 refuse_non_finite(array, f"tensor {tensor.name}, cast to {target.name},")
