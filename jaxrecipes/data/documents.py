@@ -36,7 +36,7 @@ class ReadReport:
         documents: Documents that were handed on.
         characters: Their total length in characters.
         dropped: Reason -> number of documents left out.
-        examples: Reason -> the first ids (or places) left out, at most five each.
+        examples: Reason -> the first ids (or file:line) left out, at most five each.
         columns: Columns that were read, as a mapping; empty for sources without columns.
     """
 
@@ -73,7 +73,7 @@ def make_document(
         DataError: The text holds a NUL character or half of a surrogate pair.
     """
     if not text.strip():
-        report.drop("empty", where)
+        report.drop("empty", id)
         return None
     if "\x00" in text:
         raise DataError(

@@ -140,7 +140,8 @@ def prepare(
             return ready
         partial = folder.with_name(f".{folder.name}.partial")
         work = PartialSet.open(partial, set_key(parts), say)
-        documents = _selected(resolved, split, limit_documents)
+        report = ReadReport()
+        documents = _selected(resolved, split, limit_documents, report)
         tokenized = tokenize_documents(
             _skip_finished(documents, work, say),
             tokenizer,
@@ -161,6 +162,7 @@ def prepare(
                 + "; expected at least one. Use more documents or another held-out share."
             )
         manifest = _manifest(work, parts, options, vocab_size, tokenizer_fingerprint, eos)
+        manifest["left_out_of_source"] = _counted(report.dropped, report.examples)
         work.finish(manifest, folder)
     return PreparedSet(folder, manifest)
 
@@ -206,17 +208,22 @@ def _existing(
     return None
 
 
-def _selected(source: ResolvedSource, split: Split | None, limit: int | None) -> Iterator[Document]:
-    def documents() -> Iterator[Document]:
-        everything = read_documents(source, ReadReport())
+def _selected(
+    source: ResolvedSource, split: Split | None, limit: int | None, report: ReadReport
+) -> Iterator[Document]:
+    def documents(report: ReadReport) -> Iterator[Document]:
+        everything = read_documents(source, report)
         return everything if split is None else select_part(everything, split)
 
     if limit is None:
-        yield from documents()
+        yield from documents(report)
         return
-    ranked = ((stable_fraction(d.id, 0), place) for place, d in enumerate(documents()))
+    ranked = (
+        (stable_fraction(document.id, 0), place)
+        for place, document in enumerate(documents(ReadReport()))
+    )
     chosen = {place for _, place in heapq.nsmallest(limit, ranked)}
-    for place, document in enumerate(documents()):
+    for place, document in enumerate(documents(report)):
         if place in chosen:
             yield document
 
@@ -289,11 +296,15 @@ def _manifest(
         "padding_tokens": rows * length - tokens,
         "bytes": work.total("bytes"),
         "max_segments": max(block["max_segments"] for block in work.blocks),
-        "overlong": {
-            reason: {"documents": count, "examples": examples[reason]}
-            for reason, count in sorted(changed.items())
-        },
+        "overlong": _counted(changed, examples),
         "shards": [block["shard"] for block in work.blocks],
+    }
+
+
+def _counted(counts: Mapping[str, int], examples: Mapping[str, list[str]]) -> dict[str, Any]:
+    return {
+        reason: {"documents": count, "examples": examples[reason]}
+        for reason, count in sorted(counts.items())
     }
 
 

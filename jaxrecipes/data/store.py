@@ -49,7 +49,7 @@ class PreparedSet:
 
     Attributes:
         folder: Where the set is.
-        manifest: The manifest, see ``docs``; notable keys: ``rows``, ``documents``, ``tokens``,
+        manifest: The manifest; notable keys: ``rows``, ``documents``, ``tokens``,
             ``supervised_tokens``, ``bytes``, ``length``, ``attend``, ``vocab_size``, ``key``.
         reused: True where ``prepare`` found the set complete and did nothing.
     """

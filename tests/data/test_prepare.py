@@ -164,6 +164,16 @@ def test_what_is_dropped_or_truncated_is_counted(tmp_path, source, tokenizer, ov
         assert 0 <= document.bytes - len(kept.encode()) <= 3
 
 
+def test_what_the_source_left_out_is_in_the_manifest_without_its_place(tmp_path, tokenizer):
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"text": "the cat"}\n{"text": " "}\n{"text": "on the mat"}\n')
+    for limit in (None, 1):
+        folder = tmp_path / f"set-{limit}"
+        prepared = run(folder, SourceSpec(str(path)), tokenizer, limit_documents=limit)
+        left_out = prepared.manifest["left_out_of_source"]
+        assert left_out == {"empty": {"documents": 1, "examples": ["a.jsonl:2"]}}
+
+
 def test_refusals(tmp_path, source, tokenizer):
     with pytest.raises(DataError, match=r"'d\d+' has \d+ tokens, more than the row length 32"):
         run(tmp_path / "a", source, tokenizer, overlong="error")
