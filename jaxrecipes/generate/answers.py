@@ -44,12 +44,12 @@ class Answer:
 
     @property
     def token_ids(self) -> np.ndarray:
-        """int32 [prompt + answer], both parts in one."""
+        """Prompt and answer in one: int32 [prompt + answer]."""
         return np.asarray(self.prompt_ids + self.answer_ids, np.int32)
 
     @property
     def loss_mask(self) -> np.ndarray:
-        """bool [prompt + answer], true on the answer's tokens."""
+        """Whether each token is the answer's: bool [prompt + answer]."""
         return np.arange(len(self.prompt_ids) + len(self.answer_ids)) >= len(self.prompt_ids)
 
 

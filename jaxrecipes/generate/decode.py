@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -192,13 +192,13 @@ def _forward(
     updated: Caches = []
     for index, cache in enumerate(caches):
         block = Block(config, config.window(index))
-        states, cache = block.apply(
+        states, updated_cache = block.apply(
             {"params": params["layers"][str(index)]},
             states,
             kinds[config.layer_types[index]],
             cache,
         )
-        updated.append(cache)
+        updated.append(cast(LayerCache, updated_cache))
     states = final_norm(config, params, states[:, -1:])
     return output_logits(config, params, states[:, 0]), updated
 
