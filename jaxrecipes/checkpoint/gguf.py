@@ -10,15 +10,16 @@ llama.cpp's converter changes three things that are put back here:
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from gguf import GGUFReader, ReaderTensor, dequantize
+from gguf import GGMLQuantizationType, GGUFReader, ReaderTensor, dequantize
 
-from jaxrecipes.checkpoint.model_config import FAMILIES
+from jaxrecipes.checkpoint.families import FAMILIES
 from jaxrecipes.checkpoint.tensor_files import refuse_non_finite
 from jaxrecipes.errors import CheckpointError
 from jaxrecipes.models.config import Llama3Scaling, ModelConfig, RopeConfig
@@ -220,24 +221,30 @@ def _rope_scaling(
 class GgufTensor:
     """One tensor of a GGUF file, dequantised when it is read.
 
+    It is read with plain file access: the pages of a memory map would count as this process's
+    memory for as long as the import runs.
+
     Attributes:
         name: Its name in the file.
         file: The file.
-        stored: The reader's view of it.
+        kind: Its quantisation.
+        shape: Its shape in numpy's order.
+        offset: Where its data begin, in bytes.
+        blocks: Shape of its data as stored: the last axis counts bytes where it is quantised.
+        blocks_dtype: dtype of its data as stored.
         rotary_heads: Number of heads whose rows are in interleaved rotary order; 0 if none are.
         minus_one: The file holds 1 + w.
     """
 
     name: str
     file: Path
-    stored: ReaderTensor
+    kind: GGMLQuantizationType
+    shape: tuple[int, ...]
+    offset: int
+    blocks: tuple[int, ...]
+    blocks_dtype: np.dtype
     rotary_heads: int = 0
     minus_one: bool = False
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Shape in numpy's order; the file lists the fastest axis first."""
-        return tuple(int(axis) for axis in reversed(self.stored.shape))
 
     @property
     def dtype(self) -> np.dtype:
@@ -268,11 +275,19 @@ class GgufTensor:
     def _dequantise(self) -> np.ndarray:
         # The gguf package makes several temporaries of its output's size: give it a few rows.
         array = np.empty(self.shape, np.float32)
-        rows = max(1, _ROWS_VALUES // max(1, array[:1].size))
+        values_per_row = math.prod(self.shape[1:])
+        blocks_per_row = math.prod(self.blocks[1:])
+        rows = max(1, _ROWS_VALUES // values_per_row)
         for start in range(0, self.shape[0], rows):
-            some = slice(start, start + rows)
-            values = dequantize(self.stored.data[some], self.stored.tensor_type)
-            array[some] = values.reshape(array[some].shape)
+            some = array[start : start + rows]
+            blocks = np.fromfile(
+                self.file,
+                self.blocks_dtype,
+                count=len(some) * blocks_per_row,
+                offset=self.offset + start * blocks_per_row * self.blocks_dtype.itemsize,
+            )
+            values = dequantize(blocks.reshape(-1, *self.blocks[1:]), self.kind)
+            some[:] = values.reshape(some.shape)
         return array
 
 
@@ -320,5 +335,16 @@ def gguf_tensors(reader: GGUFReader, path: Path, config: ModelConfig) -> dict[st
             elif ".attn_k." in stored.name:
                 rotary_heads = config.num_kv_heads
         minus_one = config.norm_plus_one and stored.name.endswith("norm.weight")
-        tensors[stored.name] = GgufTensor(stored.name, path, stored, rotary_heads, minus_one)
+        tensors[stored.name] = GgufTensor(
+            name=stored.name,
+            file=path,
+            kind=stored.tensor_type,
+            # The file lists the fastest axis first.
+            shape=tuple(int(axis) for axis in reversed(stored.shape)),
+            offset=int(stored.data_offset),
+            blocks=stored.data.shape,
+            blocks_dtype=stored.data.dtype,
+            rotary_heads=rotary_heads,
+            minus_one=minus_one,
+        )
     return tensors

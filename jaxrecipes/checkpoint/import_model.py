@@ -94,6 +94,7 @@ def import_checkpoint(
         hf_config = gguf_config(reader, source)
         config = parse_model_config(hf_config, where=str(source))
         tensors = gguf_tensors(reader, source, config)
+        del reader  # it holds the parsed vocabulary
         rows = tensor_names(config)
         names = {path: row.gguf for path, row in rows.items()}
     else:

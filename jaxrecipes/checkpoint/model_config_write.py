@@ -8,13 +8,8 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from jaxrecipes.checkpoint.model_config import (
-    FAMILIES,
-    NEW_BLOCKS_KEY,
-    Family,
-    find_family,
-    parse_model_config,
-)
+from jaxrecipes.checkpoint.families import FAMILIES, Family
+from jaxrecipes.checkpoint.model_config import NEW_BLOCKS_KEY, find_family, parse_model_config
 from jaxrecipes.errors import CheckpointError
 from jaxrecipes.models.config import LinearScaling, Llama3Scaling, ModelConfig, RopeConfig
 

