@@ -1,18 +1,20 @@
 """The command line. Thin: it parses, calls one function and returns its exit code.
 
-Nothing heavy is imported at the top: `--help`, `ls`, `new` and `validate` run without JAX.
+Nothing heavy is imported at the top: `--help`, `ls`, `new` and `validate` run without JAX, and each
+imports only what it needs. That is also why argparse parses: the larger libraries take a third of
+the 0.3 s that these commands may take.
 """
 
 from __future__ import annotations
 
+import argparse
+import difflib
+import itertools
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
-
-from cyclopts import App, CycloptsError, Parameter
-from rich.console import Console
+from typing import TYPE_CHECKING, NoReturn
 
 import jaxrecipes
 from jaxrecipes.errors import UsageError
@@ -22,12 +24,13 @@ if TYPE_CHECKING:
     from jaxrecipes.config import Config
 
 HELP = "Teach a pretrained language model something new without making it forget."
-EPILOGUE = (
-    "Overrides: every command that takes a CONFIG takes key.sub=value after it (or --key.sub "
-    "value), for example train.steps=100. --debug shows the traceback of an error. Exit codes: 0 "
-    "done, 1 failure, 2 usage or config, 3 data, 4 out of memory, 5 diverged, 75 preempted and 130 "
-    "interrupted (state saved: run the same command again)."
-)
+EPILOGUE = """\
+overrides: every command that takes a CONFIG takes key.sub=value after it (or --key.sub value), for
+example train.steps=100. --debug, anywhere, shows the traceback of an error.
+
+exit codes: 0 done, 1 failure, 2 usage or config, 3 data, 4 out of memory, 5 diverged,
+75 preempted and 130 interrupted (state saved: run the same command again).
+"""
 WELCOME = """\
 jaxrecipes {version}: {help}
 
@@ -43,31 +46,20 @@ jaxrecipes {version}: {help}
 # `--seed 1` is an override like `--train.steps 1`, although it has no dot.
 TOP_LEVEL_KEYS = ("recipe", "seed", "output", "name", "compare")
 TAKES_CONFIG = ("validate", "preview", "plan", "run", "eval")
-
-Overrides = Annotated[str, Parameter(help="key.sub=value, as many as needed.")]
-ConfigFile = Annotated[Path, Parameter(help="YAML config.")]
-
-app = App(
-    name="jaxrecipes",
-    help=HELP,
-    help_epilogue=EPILOGUE,
-    help_format="plaintext",
-    version=jaxrecipes.__version__,
-    result_action="return_value",
-    suppress_keyboard_interrupt=False,
-)
+# Options of those commands whose value is no override, whatever it looks like.
+TAKES_VALUE = ("--rows", "--checkpoint")
 
 
-@app.command(name="ls")
-def list_recipes() -> None:
-    """List the recipes and the configs that ship with them."""
+def list_recipes(arguments: argparse.Namespace, overrides: list[str]) -> None:
+    """Lists the recipes and the configs that ship with them."""
+    from rich.console import Console
     from rich.table import Table
 
     from jaxrecipes.recipes import RECIPES
 
-    table = Table(title=None, show_edge=False, pad_edge=False, padding=(0, 2, 1, 0))
+    table = Table(show_edge=False, pad_edge=False, padding=(0, 2, 1, 0))
     for heading in ("recipe", "what it does", "paper", "needs", "configs"):
-        table.add_column(heading, overflow="fold")
+        table.add_column(heading, overflow="fold", no_wrap=heading == "recipe")
     for recipe in RECIPES:
         table.add_row(
             f"[bold]{recipe.name}[/bold]",
@@ -81,18 +73,12 @@ def list_recipes() -> None:
     console.print("jaxrecipes new RECIPE FILE copies a config; --config NAME chooses which.")
 
 
-@app.command
-def new(
-    recipe: Annotated[str, Parameter(help="A recipe that `ls` lists.")],
-    file: Annotated[Path, Parameter(help="Where to; an existing file is never overwritten.")],
-    /,
-    *,
-    config: Annotated[str | None, Parameter(help="Which config of the recipe.")] = None,
-) -> None:
-    """Copy an annotated config to start from."""
+def new(arguments: argparse.Namespace, overrides: list[str]) -> None:
+    """Copies an annotated config."""
     from jaxrecipes.recipes.shipped import shipped_config
 
-    source = shipped_config(recipe, config)
+    file: Path = arguments.file
+    source = shipped_config(arguments.recipe, arguments.config)
     if not file.parent.is_dir():
         raise UsageError(f"{file}: the folder {file.parent} does not exist; make it first")
     try:
@@ -100,147 +86,120 @@ def new(
             target.write(source.read_text(encoding="utf-8"))
     except FileExistsError:
         raise UsageError(f"{file} exists and is not overwritten; give another name") from None
-    print(f"{file}: a copy of {recipe}/{source.name}. Next: jaxrecipes validate {file}")
+    print(f"{file}: a copy of {source.parent.name}/{source.name}.")
+    print(f"Next: jaxrecipes validate {file}")
 
 
-@app.command
-def validate(
-    config: Annotated[Path | None, Parameter(help="YAML config.")] = None,
-    /,
-    *overrides: Overrides,
-    schema: Annotated[bool, Parameter(help="Print the JSON schema for editors.")] = False,
-    resolved: Annotated[
-        bool, Parameter(help="Print the resolved config with the origin of each value.")
-    ] = False,
-) -> None:
-    """Check a config: all mistakes at once, nothing is downloaded or run."""
-    if schema:
+def validate(arguments: argparse.Namespace, overrides: list[str]) -> None:
+    """Checks a config; nothing is downloaded or run."""
+    if arguments.schema:
         import json
 
         from jaxrecipes.config import Config
 
         print(json.dumps(Config.model_json_schema(), indent=2))
         return
-    if config is None:
+    if arguments.config is None:
         raise UsageError("validate needs a CONFIG (or --schema)")
-    loaded = _load(config, overrides)
+    config = _load(arguments.config, overrides)
     from jaxrecipes.config import config_hash, expand_arms, resolved_yaml
 
-    if resolved:
-        print(resolved_yaml(loaded), end="")
+    if arguments.resolved:
+        print(resolved_yaml(config), end="")
         return
-    arms = ", ".join(arm.name for arm in expand_arms(loaded))
-    print(f"{config}: valid. Arms: {arms}. Hash: {config_hash(loaded)[:12]}")
+    arms = ", ".join(arm.name for arm in expand_arms(config))
+    print(f"{arguments.config}: valid. Arms: {arms}. Hash: {config_hash(config)[:12]}")
 
 
-@app.command
-def preview(
-    config: ConfigFile,
-    /,
-    *overrides: Overrides,
-    rows: Annotated[int, Parameter(help="Rows to show.")] = 3,
-) -> int | None:
-    """Show what the model will read: format, rows, supervised tokens, lengths, duplicates."""
-    loaded = _load(config, overrides)
+def preview(arguments: argparse.Namespace, overrides: list[str]) -> int | None:
+    """Shows what the model will read."""
+    config = _load(arguments.config, overrides)
+    from rich.console import Console
+
     from jaxrecipes.recipes import inspect
 
-    return inspect.preview(loaded, console=Console(), rows=rows)
+    return inspect.preview(config, console=Console(), rows=arguments.rows)
 
 
-@app.command
-def plan(config: ConfigFile, /, *overrides: Overrides) -> int | None:
-    """Show what a run would take: parameters, memory, steps, tokens, disk. Nothing runs."""
-    loaded = _load(config, overrides)
+def plan(arguments: argparse.Namespace, overrides: list[str]) -> int | None:
+    """Shows what a run would take."""
+    config = _load(arguments.config, overrides)
+    from rich.console import Console
+
+    from jaxrecipes.recipes.plan import plan as print_plan
+
+    return print_plan(config, console=Console())
+
+
+def run(arguments: argparse.Namespace, overrides: list[str]) -> int | None:
+    """Runs an experiment, or goes on with it."""
+    config = _load(arguments.config, overrides)
+    from rich.console import Console
+
     from jaxrecipes.recipes import experiment
 
-    return experiment.plan(loaded, console=Console())
+    return experiment.run(config, console=Console())
 
 
-@app.command
-def run(config: ConfigFile, /, *overrides: Overrides) -> int | None:
-    """Run an experiment to its report. The same command again goes on where it stopped."""
-    loaded = _load(config, overrides)
-    from jaxrecipes.recipes import experiment
+def evaluate(arguments: argparse.Namespace, overrides: list[str]) -> int | None:
+    """Evaluates a checkpoint against the base of a config."""
+    config = _load(arguments.config, overrides)
+    from rich.console import Console
 
-    return experiment.run(loaded, console=Console())
-
-
-@app.command(name="eval")
-def evaluate(
-    config: ConfigFile,
-    /,
-    *overrides: Overrides,
-    checkpoint: Annotated[
-        str | None, Parameter(help="Model to evaluate against the base; default: the base.")
-    ] = None,
-) -> int | None:
-    """Evaluate a checkpoint on a config's learn and keep sets, against its base model."""
-    loaded = _load(config, overrides)
     from jaxrecipes.recipes import inspect
 
-    return inspect.evaluate(loaded, console=Console(), checkpoint=checkpoint)
+    return inspect.evaluate(config, console=Console(), checkpoint=arguments.checkpoint)
 
 
-@app.command
-def generate(
-    checkpoint: Annotated[str, Parameter(help="A model: folder, .gguf, hub id, package:NAME.")],
-    /,
-    *prompts: Annotated[str, Parameter(help="Prompts; none: one a line from standard input.")],
-    max_new_tokens: Annotated[int, Parameter(help="Longest answer, in tokens.")] = 128,
-    temperature: Annotated[float, Parameter(help="0: always the likeliest token.")] = 0.0,
-    top_k: Annotated[int | None, Parameter(help="Draw from the likeliest so many.")] = None,
-    top_p: Annotated[float | None, Parameter(help="Draw from this much probability.")] = None,
-    seed: Annotated[int, Parameter(help="Seed of the draws.")] = 0,
-    raw: Annotated[bool, Parameter(help="Continue the prompt; no chat template.")] = False,
-) -> int | None:
-    """Let a model answer prompts."""
-    given = list(prompts) or [line.rstrip("\n") for line in sys.stdin if line.strip()]
-    if not given:
+def generate(arguments: argparse.Namespace, overrides: list[str]) -> int | None:
+    """Lets a model answer prompts."""
+    prompts = arguments.prompts or [line.rstrip("\n") for line in sys.stdin if line.strip()]
+    if not prompts:
         raise UsageError("no prompt: give one after the checkpoint, or lines on standard input")
+    from rich.console import Console
+
     from jaxrecipes.recipes import inspect
 
     return inspect.generate(
-        checkpoint,
-        given,
+        arguments.checkpoint,
+        prompts,
         console=Console(),
-        max_new_tokens=max_new_tokens,
-        temperature=temperature,
-        top_k=top_k,
-        top_p=top_p,
-        seed=seed,
-        raw=raw,
+        max_new_tokens=arguments.max_new_tokens,
+        temperature=arguments.temperature,
+        top_k=arguments.top_k,
+        top_p=arguments.top_p,
+        seed=arguments.seed,
+        raw=arguments.raw,
     )
 
 
-@app.command
-def export(
-    run_folder: Annotated[Path, Parameter(help="Output folder of a run.")],
-    destination: Annotated[Path, Parameter(help="Folder to write; must not exist.")],
-    /,
-    *,
-    arm: Annotated[str | None, Parameter(help="Which arm; default: the main one.")] = None,
-    step: Annotated[int | None, Parameter(help="Which saved step; default: the end.")] = None,
-    delta: Annotated[bool, Parameter(help="Only the leaves that trained.")] = False,
-) -> int | None:
-    """Write a Hugging Face checkpoint of an arm, checked against what was trained."""
+def export(arguments: argparse.Namespace, overrides: list[str]) -> int | None:
+    """Writes the checkpoint of an arm somewhere else."""
+    from rich.console import Console
+
     from jaxrecipes.recipes import inspect
 
     return inspect.export(
-        run_folder, destination, console=Console(), arm=arm, step=step, delta=delta
+        arguments.run,
+        arguments.destination,
+        console=Console(),
+        arm=arguments.arm,
+        delta=arguments.delta,
     )
 
 
-@app.command
-def report(run_folder: Annotated[Path, Parameter(help="Output folder of a run.")], /) -> int | None:
-    """Write report.html of a run again and print its table."""
+def report(arguments: argparse.Namespace, overrides: list[str]) -> int | None:
+    """Writes the report of a run again."""
+    from rich.console import Console
+
     from jaxrecipes.recipes import inspect
 
-    return inspect.report(run_folder, console=Console())
+    return inspect.report(arguments.run, console=Console())
 
 
-@app.command
-def env() -> None:
-    """Show Python, packages, devices, memory, disk and missing extras."""
+def env(arguments: argparse.Namespace, overrides: list[str]) -> None:
+    """Shows the machine and what is installed."""
+    from rich.console import Console
     from rich.table import Table
 
     from jaxrecipes.environment import describe_environment
@@ -278,37 +237,126 @@ def _load(config: Path, overrides: Sequence[str]) -> Config:
     return load_config(config, overrides)
 
 
-def split_overrides(arguments: Sequence[str]) -> list[str]:
-    """Rewrites `--key.sub value` and `--key.sub=value` as `key.sub=value`.
+# Verb -> (function, one line of help); the order of `--help`.
+VERBS: dict[str, tuple[Callable[[argparse.Namespace, list[str]], int | None], str]] = {
+    "ls": (list_recipes, "list the recipes and the configs that ship with them"),
+    "new": (new, "copy an annotated config to start from"),
+    "validate": (validate, "check a config: all mistakes at once, nothing is downloaded or run"),
+    "preview": (preview, "show what the model will read: rows, supervised tokens, lengths"),
+    "plan": (plan, "show what a run would take: parameters, memory, steps, tokens, disk"),
+    "run": (run, "run an experiment to its report; again: go on where it stopped"),
+    "eval": (evaluate, "evaluate a checkpoint on a config's sets, against its base"),
+    "generate": (generate, "let a model answer prompts"),
+    "export": (export, "write a checkpoint of an arm, read back and compared"),
+    "report": (report, "write report.html of a run again and print its table"),
+    "env": (env, "show Python, packages, devices, memory, disk and missing extras"),
+}
+
+
+class _Parser(argparse.ArgumentParser):
+    """Reports a wrong command line like every other error, instead of printing and exiting."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(f"{message}\n`{self.prog} --help` explains.")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="jaxrecipes",
+        description=HELP,
+        epilog=EPILOGUE,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=jaxrecipes.__version__)
+    commands = parser.add_subparsers(dest="verb", metavar="COMMAND", required=True)
+    verbs = {
+        verb: commands.add_parser(
+            verb, help=text, description=text[0].upper() + text[1:] + ".", allow_abbrev=False
+        )
+        for verb, (_, text) in VERBS.items()
+    }
+    for verb in TAKES_CONFIG:
+        verbs[verb].add_argument(
+            "config",
+            type=Path,
+            metavar="CONFIG",
+            help="YAML config, then key.sub=value",
+            nargs="?" if verb == "validate" else None,
+        )
+    recipe = verbs["new"]
+    recipe.add_argument("recipe", metavar="RECIPE", help="a recipe that `ls` lists")
+    recipe.add_argument("file", type=Path, metavar="FILE", help="where to; never overwritten")
+    recipe.add_argument("--config", metavar="NAME", help="which config of the recipe")
+    check = verbs["validate"]
+    check.add_argument("--resolved", action="store_true", help="print each value and its origin")
+    check.add_argument("--schema", action="store_true", help="print the JSON schema for editors")
+    verbs["preview"].add_argument("--rows", type=int, default=3, help="rows to show (default 3)")
+    verbs["eval"].add_argument(
+        "--checkpoint", metavar="MODEL", help="what to evaluate (default: the base itself)"
+    )
+    answer = verbs["generate"]
+    answer.add_argument("checkpoint", metavar="MODEL", help="folder, .gguf, hub id, package:NAME")
+    answer.add_argument("prompts", metavar="PROMPT", nargs="*", help="default: lines of stdin")
+    answer.add_argument("--max-new-tokens", type=int, default=128, help="default 128")
+    answer.add_argument("--temperature", type=float, default=0.0, help="0: the likeliest token")
+    answer.add_argument("--top-k", type=int, help="draw from the likeliest so many")
+    answer.add_argument("--top-p", type=float, help="draw from this much probability")
+    answer.add_argument("--seed", type=int, default=0, help="seed of the draws (default 0)")
+    answer.add_argument("--raw", action="store_true", help="no chat template")
+    for verb in ("export", "report"):
+        verbs[verb].add_argument("run", type=Path, metavar="RUN", help="output folder of a run")
+    write = verbs["export"]
+    write.add_argument("destination", type=Path, metavar="FOLDER", help="must not exist yet")
+    write.add_argument("--arm", help="which arm, where the run has several")
+    write.add_argument(
+        "--delta", action="store_true", help="only the new blocks, one safetensors file"
+    )
+    return parser
+
+
+def split_overrides(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Takes the overrides out of a command line.
 
     Args:
         arguments: The command line without the program's name.
 
     Returns:
-        Arguments for the parser. Those of commands that take no config are returned as they are.
+        The other arguments, and the overrides as `key.sub=value` each, whether they were written
+        so, as `--key.sub=value` or as `--key.sub value`. Commands without a config have none.
 
     Raises:
         UsageError: An override at the end without a value.
     """
     given = list(arguments)
-    if not given or given[0] not in TAKES_CONFIG:
-        return given
-    result: list[str] = []
-    position = 0
-    while position < len(given):
-        argument = given[position]
-        name, equals, value = argument[2:].partition("=")
-        if argument.startswith("--") and ("." in name or name in TOP_LEVEL_KEYS):
+    if given[0] not in TAKES_CONFIG:
+        return given, []
+    others, overrides = given[:1], []
+    rest = iter(given[1:])
+    for argument in rest:
+        name, equals, value = argument.removeprefix("--").partition("=")
+        if argument in TAKES_VALUE:
+            others += [argument, *itertools.islice(rest, 1)]
+        elif argument.startswith("--") and ("." in name or name in TOP_LEVEL_KEYS):
             if not equals:
-                position += 1
-                if position == len(given):
+                following = next(rest, None)
+                if following is None:
                     raise UsageError(f"{argument} needs a value, for example {argument}=1")
-                value = given[position]
-            result.append(f"{name}={value}")
+                value = following
+            overrides.append(f"{name}={value}")
+        elif equals and not argument.startswith("-"):
+            overrides.append(argument)
         else:
-            result.append(argument)
-        position += 1
-    return result
+            others.append(argument)
+    return others, overrides
+
+
+def _check_verb(verb: str) -> None:
+    if verb.startswith("-") or verb in VERBS:
+        return
+    close = difflib.get_close_matches(verb, VERBS, n=1)
+    hint = f"did you mean {close[0]}?" if close else f"there are: {', '.join(VERBS)}"
+    raise UsageError(f"unknown command {verb!r}; {hint}")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -327,12 +375,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(WELCOME.format(version=jaxrecipes.__version__, help=HELP), end="")
         return 0
     try:
-        code = app(split_overrides(given), exit_on_error=False, print_error=False)
+        _check_verb(given[0])
+        others, overrides = split_overrides(given)
+        parsed = _parser().parse_args(others)
+        code = VERBS[parsed.verb][0](parsed, overrides)
         sys.stdout.flush()
-        return code if isinstance(code, int) else 0
-    except CycloptsError as error:
-        _print_error(f"{error}\n`jaxrecipes --help` lists the commands and their options.")
-        return UsageError.exit_code
+        return code or 0
+    except SystemExit as stop:  # --help and --version
+        return int(stop.code or 0)
     except BrokenPipeError:
         # The reader (`| head`) has gone: nothing can be printed, not even at exit.
         sys.stdout = None  # type: ignore[assignment]
@@ -348,13 +398,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _print_error(message: str) -> None:
-    console = Console(stderr=True)
-    if not console.is_terminal:
+    if not sys.stderr.isatty():
         print(f"jaxrecipes: error: {message}", file=sys.stderr)
         return
+    from rich.console import Console
     from rich.panel import Panel
     from rich.text import Text
 
+    console = Console(stderr=True)
     console.print(Panel(Text(message), title="error", title_align="left", border_style="red"))
 
 

@@ -70,18 +70,20 @@ def test_new_never_overwrites(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["bogus"], 'Unknown command "bogus"'),
-        (["validat"], 'Did you mean "validate"?'),
-        (["run"], "requires an argument"),
-        (["run", "--nonsense"], "Unknown option"),
+        (["bogus"], "unknown command 'bogus'"),
+        (["validat"], "did you mean validate?"),
+        (["run"], "required: CONFIG"),
+        (["run", "--nonsense"], "required: CONFIG"),
         (["validate"], "needs a CONFIG"),
         (["validate", "nowhere.yaml"], "no such file"),
         (["new", "ful", "x.yaml"], "did you mean full?"),
         (["new", "full", "x.yaml", "--config", "tny"], "did you mean tiny?"),
         (["validate", tiny(), "--train.steps"], "needs a value"),
-        (["validate", tiny(), "steps"], "expected key.sub=value"),
+        (["validate", tiny(), "steps"], "unrecognized arguments: steps"),
+        (["validate", tiny(), "--nonsense"], "unrecognized arguments: --nonsense"),
+        (["validate", tiny(), ".=3"], "expected key.sub=value"),
         (["validate", tiny(), "train.stepz=1"], "did you mean steps?"),
-        (["generate", "random:tiny-llama", "hello", "--seed", "x"], "Invalid value"),
+        (["generate", "random:tiny-llama", "hello", "--seed", "x"], "invalid int value"),
     ],
 )
 def test_usage_and_config_errors_end_with_2_and_help_on_stderr(arguments, words, capsys):
@@ -111,15 +113,19 @@ def test_validate_prints_the_schema_and_the_resolved_config(capsys):
 @pytest.mark.parametrize(
     ("given", "expected"),
     [
-        (["run", "a.yaml", "--train.steps", "3"], ["run", "a.yaml", "train.steps=3"]),
-        (["run", "a.yaml", "--train.steps=-3"], ["run", "a.yaml", "train.steps=-3"]),
-        (["run", "--seed", "1", "a.yaml"], ["run", "seed=1", "a.yaml"]),
-        (["eval", "a.yaml", "--checkpoint", "x"], ["eval", "a.yaml", "--checkpoint", "x"]),
-        (["generate", "m", "--seed", "1"], ["generate", "m", "--seed", "1"]),
-        (["run", "a.yaml", "output=x=y"], ["run", "a.yaml", "output=x=y"]),
+        (["run", "a.yaml", "--train.steps", "3"], (["run", "a.yaml"], ["train.steps=3"])),
+        (["run", "a.yaml", "--train.steps=-3"], (["run", "a.yaml"], ["train.steps=-3"])),
+        (["run", "a.yaml", "train.steps=3"], (["run", "a.yaml"], ["train.steps=3"])),
+        (["run", "--seed", "1", "a.yaml"], (["run", "a.yaml"], ["seed=1"])),
+        (["run", "a.yaml", "output=x=y"], (["run", "a.yaml"], ["output=x=y"])),
+        (
+            ["eval", "a.yaml", "--checkpoint", "x=1", "seed=2"],
+            (["eval", "a.yaml", "--checkpoint", "x=1"], ["seed=2"]),
+        ),
+        (["generate", "m", "a=b", "--seed", "1"], (["generate", "m", "a=b", "--seed", "1"], [])),
     ],
 )
-def test_both_dialects_of_overrides_mean_the_same(given, expected):
+def test_all_dialects_of_overrides_mean_the_same(given, expected):
     assert split_overrides(given) == expected
 
 
@@ -234,7 +240,7 @@ def test_light_commands_import_nothing_heavy(arguments):
         [sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True
     )
     imported = set(done.stdout.rpartition("IMPORTED")[2].split())
-    assert "cyclopts" in imported
+    assert "argparse" in imported
     assert imported & HEAVY == set()
 
 
