@@ -4,7 +4,8 @@ Prompts are sorted by length, cut into batches and padded on the left, so that a
 write the same slot of the cache. Everything has a static shape: one compilation for each padded
 prompt length. Layers are unrolled here, not scanned: a scan slices the weights of a layer out of
 their stack at every step, which costs a copy of the whole model for each token (measured on two
-CPU cores, SmolLM2-135M, batch 32: 1.5 to 2.8 times slower), and one token's graph compiles in seconds.
+CPU cores, SmolLM2-135M, batch 32: 1.5 to 2.8 times slower), and one token's graph compiles in
+seconds.
 """
 
 from __future__ import annotations
