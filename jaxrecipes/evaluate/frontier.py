@@ -275,8 +275,10 @@ def _draws(curves: Sequence[Curve], *, samples: int, seed: int) -> tuple[np.ndar
     learn, keep = curves[0].learn_tokens, curves[0].keep_tokens
     assert learn is not None and keep is not None  # the caller asked has_sums
     for curve in curves[1:]:
-        if not (
-            np.array_equal(curve.learn_tokens, learn) and np.array_equal(curve.keep_tokens, keep)
+        theirs = (curve.learn_tokens, curve.keep_tokens)
+        if not all(
+            b is not None and np.array_equal(a, b)
+            for a, b in zip((learn, keep), theirs, strict=True)
         ):
             raise DataError(
                 f"arms {curves[0].name!r} and {curve.name!r} were evaluated on different "

@@ -30,6 +30,15 @@ import numpy as np
 
 from jaxrecipes.errors import CheckpointError, DataError
 from jaxrecipes.evaluate.bootstrap import Interval, difference_interval, ratio_interval
+from jaxrecipes.evaluate.head_scores import (
+    expected_embedding,
+    head_kind,
+    head_subtree,
+    in_chunks,
+    same_head,
+    score,
+    score_against,
+)
 from jaxrecipes.evaluate.rows import EvaluationRows
 from jaxrecipes.models.config import ModelConfig
 from jaxrecipes.models.decoder import hidden_states
@@ -156,24 +165,26 @@ def evaluate_set(
         )
     states = _scored_states(config, params, rows, batch_size, compute_dtype, layout)
     head = head_subtree(config, params)
-    shared = base is None or _same_head(head, base.head)
     kl = None
-    if base is not None and (not shared or base.expected_embedding is None):
-        nll, correct, kl = _in_chunks(
-            partial(_score_against, *_head_kind(config), head, base.head),
+    if base is None:
+        nll, correct, _ = in_chunks(
+            partial(score, *head_kind(config), head), chunk, states, scored.targets
+        )
+    elif base.expected_embedding is not None and same_head(head, base.head):
+        nll, correct, normalizer = in_chunks(
+            partial(score, *head_kind(config), head), chunk, states, scored.targets
+        )
+        difference = base.hidden_states - states.astype(np.float32)
+        first_order = np.einsum("th,th->t", base.expected_embedding, difference)
+        kl = first_order + (normalizer - base.log_normalizer)
+    else:
+        nll, correct, kl = in_chunks(
+            partial(score_against, *head_kind(config), head, base.head),
             chunk,
             states,
             scored.targets,
             base.hidden_states.astype(states.dtype),
         )
-    else:
-        nll, correct, normalizer = _in_chunks(
-            partial(_score, *_head_kind(config), head), chunk, states, scored.targets
-        )
-        if base is not None:
-            difference = base.hidden_states - states.astype(np.float32)
-            first_order = np.einsum("th,th->t", base.expected_embedding, difference)
-            kl = first_order + (normalizer - base.log_normalizer)
 
     def by_document(values: np.ndarray) -> np.ndarray:
         return np.bincount(
@@ -221,13 +232,13 @@ def base_cache(
     scored = _scored_tokens(config, rows)
     states = _scored_states(config, params, rows, batch_size, compute_dtype, layout)
     head = head_subtree(config, params)
-    nll, _, normalizer = _in_chunks(
-        partial(_score, *_head_kind(config), head), chunk, states, scored.targets
+    nll, _, normalizer = in_chunks(
+        partial(score, *head_kind(config), head), chunk, states, scored.targets
     )
     expected = None
     if config.final_softcap is None:
-        (expected,) = _in_chunks(
-            partial(_expected_embedding, config.tie_embeddings, head), chunk, states
+        (expected,) = in_chunks(
+            partial(expected_embedding, config.tie_embeddings, head), chunk, states
         )
     return BaseCache(
         key=rows.fingerprint(),
@@ -304,13 +315,6 @@ def load_base_cache(
     )
 
 
-def head_subtree(config: ModelConfig, params: Tree) -> Tree:
-    """Returns the part of a tree that makes logits, as it is stored (nothing is transposed)."""
-    if config.tie_embeddings:
-        return {"embedding": {"table": params["embedding"]["table"]}}
-    return {"head": {"kernel": params["head"]["kernel"]}}
-
-
 @dataclass(frozen=True)
 class _ScoredTokens:
     """Targets int32 [tokens] and the document int64 [tokens] of each, in the order of the rows."""
@@ -366,24 +370,6 @@ def _pad_rows(array: np.ndarray, count: int) -> np.ndarray:
     return np.pad(array, ((0, count - array.shape[0]), (0, 0)))
 
 
-def _same_head(head: Tree, base_head: Tree) -> bool:
-    """Tells whether two heads are equal, leaf for leaf."""
-    ours, theirs = jax.tree.leaves(head), jax.tree.leaves(base_head)
-    return all(bool(jnp.array_equal(a, b)) for a, b in zip(ours, theirs, strict=True))
-
-
-def _in_chunks(function: Any, chunk: int, *arrays: np.ndarray) -> list[np.ndarray]:
-    """Applies a function to `chunk` tokens at a time and concatenates each of its results."""
-    count = arrays[0].shape[0]
-    results = []
-    for start in range(0, count, chunk):
-        parts = [array[start : start + chunk] for array in arrays]
-        size = parts[0].shape[0]
-        padded = [np.pad(part, [(0, chunk - size)] + [(0, 0)] * (part.ndim - 1)) for part in parts]
-        results.append([np.asarray(result)[:size] for result in function(*padded)])
-    return [np.concatenate(parts) for parts in zip(*results, strict=True)]
-
-
 @partial(jax.jit, static_argnums=(0, 1, 2))
 def _hidden_states(
     config: ModelConfig,
@@ -403,88 +389,3 @@ def _hidden_states(
         compute_dtype=compute_dtype,
         layout=layout,
     )
-
-
-def _head_kind(config: ModelConfig) -> tuple[bool, float | None]:
-    """Returns all that the functions below need to know of a model: (tied, soft-cap).
-
-    Base and expanded model share what is compiled for it, and so agree bit for bit.
-    """
-    return config.tie_embeddings, config.final_softcap
-
-
-def _logits(tied: bool, softcap: float | None, head: Tree, states: jax.Array) -> jax.Array:
-    """Returns float32 [chunk, vocab] at full precision.
-
-    Unlike a training loss, KL is a small difference of large numbers, and its shortcut assumes
-    that logits are exact products: float32 states must not be rounded on the way, which is what
-    accelerators do by default.
-    """
-    if tied:
-        kernel, axis = head["embedding"]["table"], 1
-    else:
-        kernel, axis = head["head"]["kernel"], 0
-    logits = jax.lax.dot_general(
-        states,
-        kernel.astype(states.dtype),
-        (((1,), (axis,)), ((), ())),
-        precision=jax.lax.Precision.HIGHEST,
-        preferred_element_type=jnp.float32,
-    )
-    if softcap is not None:
-        logits = softcap * jnp.tanh(logits / softcap)
-    return logits
-
-
-def _losses(logits: jax.Array, targets: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Returns nll, whether the target is ranked first, and log normalizer, each [chunk]."""
-    largest = jnp.max(logits, axis=-1)
-    normalizer = largest + jnp.log(jnp.sum(jnp.exp(logits - largest[:, None]), axis=-1))
-    target_logits = jnp.take_along_axis(logits, targets[:, None], axis=-1)[:, 0]
-    return normalizer - target_logits, target_logits >= largest, normalizer
-
-
-@partial(jax.jit, static_argnums=(0, 1))
-def _score(
-    tied: bool, softcap: float | None, head: Tree, states: jax.Array, targets: jax.Array
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    return _losses(_logits(tied, softcap, head, states), targets)
-
-
-@partial(jax.jit, static_argnums=0)
-def _expected_embedding(tied: bool, head: Tree, states: jax.Array) -> tuple[jax.Array]:
-    probabilities = jax.nn.softmax(_logits(tied, None, head, states), axis=-1)
-    if tied:
-        kernel, axis = head["embedding"]["table"], 0
-    else:
-        kernel, axis = head["head"]["kernel"], 1
-    # The kernel as the logits saw it: rounded to the compute dtype, then exact.
-    kernel = kernel.astype(states.dtype).astype(jnp.float32)
-    return (
-        jax.lax.dot_general(
-            probabilities,
-            kernel,
-            (((1,), (axis,)), ((), ())),
-            precision=jax.lax.Precision.HIGHEST,
-        ),
-    )
-
-
-@partial(jax.jit, static_argnums=(0, 1))
-def _score_against(
-    tied: bool,
-    softcap: float | None,
-    head: Tree,
-    base_head: Tree,
-    states: jax.Array,
-    targets: jax.Array,
-    base_states: jax.Array,
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    logits = _logits(tied, softcap, head, states)
-    base_logits = _logits(tied, softcap, base_head, base_states)
-    nll, correct, normalizer = _losses(logits, targets)
-    base_normalizer = jax.nn.logsumexp(base_logits, axis=-1)
-    base_log_probability = base_logits - base_normalizer[:, None]
-    difference = base_log_probability - (logits - normalizer[:, None])
-    terms = jnp.exp(base_log_probability) * (jnp.expm1(-difference) + difference)
-    return nll, correct, jnp.sum(terms, axis=-1)

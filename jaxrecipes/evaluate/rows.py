@@ -68,7 +68,8 @@ def rows_from_prepared(
         prepared: Anything with `len()` and integer indexing that gives mappings with `token_ids`,
             `segment_ids`, `positions`, `loss_mask` and `document_index`, each [length], as
             `jaxrecipes.data.open_prepared` does; a list of such mappings is one too.
-        document_ids: Names of the documents that `document_index` counts; their numbers if None.
+        document_ids: Names of the documents that `document_index` counts. If None, those of
+            `prepared.documents`, or the documents' numbers where there is no such list.
         max_rows: Read that many rows at most, from the first on.
 
     Returns:
@@ -77,6 +78,8 @@ def rows_from_prepared(
     Raises:
         DataError: The set is empty, a row lacks an array, or a document has no name.
     """
+    if document_ids is None and hasattr(prepared, "documents"):
+        document_ids = [document.id for document in prepared.documents]
     count = len(prepared) if max_rows is None else min(max_rows, len(prepared))
     if count < 1:
         raise DataError("the evaluation set has no rows; expected at least one document in it")
@@ -98,16 +101,17 @@ def rows_from_prepared(
             f"the evaluation set refers to document {int(numbers[-1])}, but names only "
             f"{len(document_ids)} documents; prepare the set again"
         )
+    if document_ids is None:
+        names = tuple(str(number) for number in numbers.tolist())
+    else:
+        names = tuple(str(document_ids[number]) for number in numbers.tolist())
     return EvaluationRows(
         token_ids=arrays["token_ids"].astype(np.int32),
         segment_ids=arrays["segment_ids"].astype(np.int32),
         positions=arrays["positions"].astype(np.int32),
         loss_mask=arrays["loss_mask"].astype(bool),
         document_index=(compact.reshape(arrays["document_index"].shape) - padding).astype(np.int32),
-        document_ids=tuple(
-            str(number) if document_ids is None else document_ids[number]
-            for number in numbers.tolist()
-        ),
+        document_ids=names,
     )
 
 

@@ -10,7 +10,7 @@ import pytest
 from scipy.special import log_softmax
 
 from jaxrecipes.errors import CheckpointError, DataError
-from jaxrecipes.evaluate import likelihood
+from jaxrecipes.evaluate import head_scores, likelihood
 from jaxrecipes.evaluate.likelihood import (
     base_cache,
     evaluate_set,
@@ -147,7 +147,7 @@ def test_both_ways_to_compute_divergence_agree(monkeypatch):
     rows = pack_scored(documents(), length=32)
     cache = base_cache(config, base, rows)
     shortcut = evaluate_set(config, params, rows, base=cache)
-    monkeypatch.setattr(likelihood, "_same_head", lambda *_: False)
+    monkeypatch.setattr(likelihood, "same_head", lambda *_: False)
     whole = evaluate_set(config, params, rows, base=cache)
     np.testing.assert_allclose(shortcut.kl, whole.kl, rtol=1e-4, atol=1e-4)
 
@@ -179,20 +179,20 @@ def test_logits_of_all_tokens_never_exist():
     config = tiny_config(vocab_size=4096)
     rows = pack_scored([("d", list(range(1000)), 1)], length=1000)
     sizes = []
-    original = likelihood._logits
+    original = head_scores._logits
 
     def spy(*args):
         result = original(*args)
         sizes.append(result.shape)
         return result
 
-    likelihood._logits = spy
+    head_scores._logits = spy
     try:
         base = loud_params(config, 0)
         cache = base_cache(config, base, rows, chunk=48)
         evaluate_set(config, loud_params(config, 1), rows, base=cache, chunk=48)
     finally:
-        likelihood._logits = original
+        head_scores._logits = original
     assert sizes and all(shape == (48, 4096) for shape in sizes)
 
 
