@@ -14,13 +14,14 @@ _PACKAGE_PREFIX = "package:"
 _DOWNLOADED = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt", "*.gguf"]
 
 
-def resolve_reference(reference: str | Path) -> Path:
+def resolve_reference(reference: str | Path, *, revision: str | None = None) -> Path:
     """Finds the checkpoint that a reference means.
 
     Args:
         reference: A Hugging Face folder, a `.gguf` file, `package:<name>` (weights inside an
             installed Python package, which is not imported), or a hub id `owner/name` (downloaded
             by huggingface_hub, from its cache alone where `HF_HUB_OFFLINE=1`).
+        revision: Commit, tag or branch of a hub id; None for the newest.
 
     Returns:
         A folder with `config.json`, or a `.gguf` file.
@@ -41,7 +42,7 @@ def resolve_reference(reference: str | Path) -> Path:
             )
         return path
     if _HUB_ID.fullmatch(text) and path.suffix != ".gguf":
-        return _download(text)
+        return _download(text, revision)
     raise CheckpointError(
         f"checkpoint {text!r} does not exist; expected a Hugging Face folder, a .gguf file, "
         f"a hub id such as 'HuggingFaceTB/SmolLM2-135M', or 'package:<name>'"
@@ -71,13 +72,13 @@ def _in_package(name: str) -> Path:
     return found[0]
 
 
-def _download(hub_id: str) -> Path:
+def _download(hub_id: str, revision: str | None) -> Path:
     # Imported here: it costs a second, and local checkpoints do not need it.
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
     try:
-        return Path(snapshot_download(hub_id, allow_patterns=_DOWNLOADED))
+        return Path(snapshot_download(hub_id, revision=revision, allow_patterns=_DOWNLOADED))
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise CheckpointError(

@@ -179,7 +179,7 @@ def expand_blocks(
         elif is_new and init == "random":
             number = positions.index(index)
             block = jax.tree.map(
-                lambda new, old: np.asarray(new).astype(old.dtype), drawn[str(number)], block
+                lambda new, old: new.astype(old.dtype), drawn[str(number)], block
             )
         layers[str(index)] = block
     expanded = {**params, "layers": layers}

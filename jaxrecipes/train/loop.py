@@ -60,8 +60,8 @@ def run_steps(
         step: Compiled step function that takes over (donates) the state.
         state: State to start from.
         frozen: Frozen leaves in the runtime layout.
-        batches: Pairs (number of the batch, arrays), starting with the state's own step; `rows` are
-            the numbers of its rows, for the record of a skipped step.
+        batches: Pairs (number of the batch, arrays), starting with the state's own step; `row_ids`
+            are the numbers of its rows, for the record of a skipped step.
         settings: See `LoopSettings`.
         record: Takes a step number and its metrics, in order.
         evaluate: Called after the steps in `settings.evaluate_at`.
@@ -91,7 +91,7 @@ def run_steps(
         values["seconds"], settled_at = now - settled_at, now
         values["tokens_per_second"] = values["supervised_tokens"] / max(values["seconds"], 1e-9)
         if not values["accepted"]:
-            values["rows"] = np.asarray(batch["rows"]).tolist()
+            values["rows"] = np.asarray(batch["row_ids"]).tolist()
         record(number, values)
         if values["skipped"] > settings.skip_limit:
             raise DivergedError(

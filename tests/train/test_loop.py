@@ -19,7 +19,7 @@ def stream(config, start=0):
     number = start
     while True:
         batch = packed_batch(config, seed=number)
-        yield number, {**batch, "rows": np.arange(4) + number}
+        yield number, {**batch, "row_ids": np.arange(4) + number}
         number += 1
 
 

@@ -1,0 +1,214 @@
+"""The sets of an experiment: what is learned, what is held out of it, and what must be kept."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+from rich.console import Console
+
+from jaxrecipes.checkpoint.huggingface import import_checkpoint, read_model_config
+from jaxrecipes.config import Config
+from jaxrecipes.config.data import KeepDocuments, OwnAnswers, SourceSection
+from jaxrecipes.data.prepare import prepare
+from jaxrecipes.data.sources import SourceSpec, read_documents
+from jaxrecipes.data.split import Split
+from jaxrecipes.data.store import PreparedSet
+from jaxrecipes.errors import ConfigError
+from jaxrecipes.evaluate.rows import EvaluationRows, join_rows, pack_scored, rows_from_prepared
+from jaxrecipes.evaluate.probes import general_prompts
+from jaxrecipes.generate.answers import write_answers
+from jaxrecipes.generate.sampling import Sampling
+from jaxrecipes.recipes.base_model import BaseModel
+from jaxrecipes.stages import run_stage, write_json
+
+
+@dataclass(frozen=True)
+class DataSets:
+    """Everything that an experiment reads.
+
+    Attributes:
+        train: Prepared sets to learn from, with their weights in the mixture.
+        learn: Held-out documents of the same sources, to measure what was learned.
+        keep: Rows to measure what was forgotten.
+        fingerprint: Keys of all prepared sets, for the run's identity.
+    """
+
+    train: list[tuple[PreparedSet, float]]
+    learn: EvaluationRows
+    keep: EvaluationRows
+    fingerprint: list[str]
+
+    @property
+    def train_rows(self) -> int:
+        """Rows in all training sets together."""
+        return sum(len(prepared) for prepared, _ in self.train)
+
+
+def source_spec(section: SourceSection) -> SourceSpec:
+    """Translates a section of the config."""
+    return SourceSpec(
+        reference=section.source,
+        kind=None if section.format == "auto" else section.format,
+        columns=section.columns.model_dump(exclude_none=True),
+        split=section.split,
+        subset=section.subset,
+        unit=section.unit,
+    )
+
+
+def prepare_data(config: Config, base: BaseModel, output: Path, console: Console) -> DataSets:
+    """Prepares all sets, or finds them prepared.
+
+    Args:
+        config: The experiment.
+        base: The base model; its tokenizer is used.
+        output: The run folder.
+        console: Where to say what is done.
+
+    Returns:
+        The sets.
+
+    Raises:
+        ConfigError: The sets do not fit the run.
+        DataError: A source cannot be used.
+    """
+    vocab_size = read_model_config(base.folder).vocab_size
+
+    def make(name: str, section: SourceSection, split: Split | None, limit: int | None) -> Any:
+        return prepare(
+            output / "data" / name,
+            source_spec(section),
+            base.tokenizer,
+            tokenizer_fingerprint=base.tokenizer_fingerprint,
+            vocab_size=vocab_size,
+            length=config.data.length,
+            overlong=config.data.overlong,
+            attend=config.data.attend,
+            split=split,
+            limit_documents=limit,
+            log=lambda line: console.print(line, style="dim", highlight=False),
+        )
+
+    train, held_out = [], []
+    share = _per_source(config.evaluate.learn_documents, len(config.data.learn))
+    for number, section in enumerate(config.data.learn):
+        held = Split("held_out", config.data.held_out, config.seed)
+        kept = Split("train", config.data.held_out, config.seed)
+        suffix = "" if len(config.data.learn) == 1 else f"_{number}"
+        train.append((make(f"learn_train{suffix}", section, kept, None), section.weight))
+        held_out.append(make(f"learn_held_out{suffix}", section, held, share))
+    keep, keep_key = _keep_rows(config, base, output, console, make)
+    keys = [prepared.manifest["key"] for prepared in [*(p for p, _ in train), *held_out]]
+    return DataSets(train, join_rows([_rows(p) for p in held_out]), keep, [*keys, *keep_key])
+
+
+def _rows(prepared: PreparedSet) -> EvaluationRows:
+    names = [document.id for document in prepared.documents()]
+    return rows_from_prepared(prepared, document_ids=names)
+
+
+def _per_source(limit: int | None, sources: int) -> int | None:
+    return None if limit is None else max(limit // sources, 1)
+
+
+def _keep_rows(
+    config: Config,
+    base: BaseModel,
+    output: Path,
+    console: Console,
+    make: Callable[..., PreparedSet],
+) -> tuple[EvaluationRows, list[str]]:
+    keep = config.data.keep
+    if isinstance(keep, KeepDocuments):
+        share = _per_source(config.evaluate.keep_documents, len(keep.sources))
+        sets = [
+            make(f"keep_{number}" if len(keep.sources) > 1 else "keep", section, None, share)
+            for number, section in enumerate(keep.sources)
+        ]
+        rows = join_rows([_rows(prepared) for prepared in sets])
+        return rows, [prepared.manifest["key"] for prepared in sets]
+    return _own_answers(config, keep, base, output, console)
+
+
+def _own_answers(
+    config: Config, keep: OwnAnswers, base: BaseModel, output: Path, console: Console
+) -> tuple[EvaluationRows, list[str]]:
+    prompts = general_prompts() if keep.prompts == "builtin" else read_prompts(keep.prompts)
+    limits = [limit for limit in (keep.limit_prompts, config.evaluate.keep_documents) if limit]
+    if limits:
+        prompts = dict(list(prompts.items())[: min(limits)])
+    dtype = config.model.compute_dtype
+    inputs = {
+        "base": base.fingerprint,
+        "prompts": prompts,
+        "max_new_tokens": keep.max_new_tokens,
+        "temperature": keep.temperature,
+        "seed": config.seed,
+        "compute_dtype": dtype,
+    }
+
+    def build(folder: Path) -> None:
+        console.print(
+            f"the base model answers {len(prompts)} general prompts: its keep set …",
+            highlight=False,
+        )
+        imported = import_checkpoint(base.folder, dtype=jnp.dtype(dtype))
+        answers = write_answers(
+            imported.config,
+            imported.params,
+            base.tokenizer,
+            prompts,
+            max_new_tokens=keep.max_new_tokens,
+            sampling=Sampling(temperature=keep.temperature),
+            seed=config.seed,
+            compute_dtype=jnp.dtype(dtype),
+        )
+        records = [
+            {
+                "id": answer.id,
+                "text": answer.text,
+                "prompt_ids": list(map(int, answer.prompt_ids)),
+                "answer_ids": list(map(int, answer.answer_ids)),
+            }
+            for answer in answers
+        ]
+        write_json(folder / "answers.json", records)
+
+    folder = run_stage(output / "data" / "keep", inputs, build).folder
+    records = json.loads((folder / "answers.json").read_text(encoding="utf-8"))
+    sequences = [
+        (record["id"], record["prompt_ids"] + record["answer_ids"], len(record["prompt_ids"]))
+        for record in records
+        if record["answer_ids"]
+    ]
+    longest = max(len(tokens) for _, tokens, _ in sequences)
+    if longest > config.data.length:
+        raise ConfigError(
+            f"data.keep: the longest prompt with its answer has {longest} tokens, data.length is "
+            f"{config.data.length}; lower data.keep.max_new_tokens or raise data.length"
+        )
+    rows = pack_scored(sequences, length=config.data.length)
+    return rows, [rows.fingerprint()]
+
+
+def read_prompts(path: str) -> dict[str, str]:
+    """Reads prompts from a JSONL file with a `prompt` field, or from a text file, one a line.
+
+    Args:
+        path: The file.
+
+    Returns:
+        Id -> prompt.
+
+    Raises:
+        DataError: The file cannot be used.
+    """
+    jsonl = path.endswith((".jsonl", ".jsonl.gz"))
+    columns = {"text": "prompt"} if jsonl else {}
+    spec = SourceSpec(reference=path, columns=columns, unit="line")
+    return {document.id: document.text for document in read_documents(spec)}

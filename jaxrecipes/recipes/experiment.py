@@ -1,0 +1,198 @@
+"""A whole experiment: base, data, arms, export, report; and the plan of one."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from rich.console import Console
+
+from jaxrecipes import __version__
+from jaxrecipes.checkpoint.delta import DELTA_FILE, write_delta
+from jaxrecipes.checkpoint.huggingface import Imported, export_checkpoint, import_checkpoint
+from jaxrecipes.config import Arm, Config, config_hash, expand_arms, resolved_yaml
+from jaxrecipes.environment import describe_environment
+from jaxrecipes.errors import ConfigError, JaxrecipesError
+from jaxrecipes.params.paths import Tree, flatten, unflatten
+from jaxrecipes.recipes.arm import TrainedArm, train_arm
+from jaxrecipes.recipes.base_model import BaseModel, locate_base
+from jaxrecipes.recipes.data_sets import DataSets, prepare_data
+from jaxrecipes.recipes.inspect import report
+from jaxrecipes.recipes.plan import plan
+from jaxrecipes.recipes.measure import Measure, build_measure
+from jaxrecipes.recipes.model_card import model_card
+from jaxrecipes.recipes.program import apply_recipe
+from jaxrecipes.stages import run_stage, why_stale, write_json
+
+__all__ = ["plan", "run"]
+
+RUN_FILE = "run.yaml"
+IDENTITY_FILE = "identity.json"
+
+
+def run(config: Config, *, console: Console) -> int | None:
+    """Runs an experiment, or goes on with it where it stopped.
+
+    Args:
+        config: The experiment.
+        console: For everything that is said.
+
+    Returns:
+        None: done.
+
+    Raises:
+        JaxrecipesError: Of the many that its parts raise; each has its exit code.
+    """
+    output = Path(config.output)
+    with _locked(output):
+        _claim(config, output)
+        enable_compilation_cache(output)
+        write_json(output / "environment.json", describe_environment(output))
+        base = locate_base(
+            config.model.checkpoint, config.model.revision, output, seed=config.seed, console=console
+        )
+        data = prepare_data(config, base, output, console)
+        measure: Measure | None = None
+        arms = expand_arms(config)
+        for arm in arms:
+            folder = output / "arms" / arm.name
+            inputs = arm_inputs(arm, base, data)
+            if not why_stale(folder / "final", inputs):
+                console.print(f"{arm.name}: done before", highlight=False)
+                continue
+            if measure is None:
+                console.print("measuring the base model …", highlight=False)
+                imported = import_checkpoint(base.folder)
+                measure = build_measure(config, imported, base.tokenizer, data)
+                del imported
+            trained = train_arm(
+                arm.name, arm.config, base.folder, data, folder, measure, console
+            )
+            _finish(arm, trained, base, folder, inputs, console)
+            del trained
+            # The next arm compiles other programs; the memory of this one's is given back.
+            jax.clear_caches()
+        return report(output, console=console)
+
+
+def arm_inputs(arm: Arm, base: BaseModel, data: DataSets) -> dict[str, Any]:
+    """Returns everything that determines what an arm ends with."""
+    return {
+        "config": config_hash(arm.config),
+        "base": base.fingerprint,
+        "data": data.fingerprint,
+        "code": __version__,
+    }
+
+
+def _finish(
+    arm: Arm,
+    trained: TrainedArm,
+    base: BaseModel,
+    folder: Path,
+    inputs: dict[str, Any],
+    console: Console,
+) -> None:
+    def build(target: Path) -> None:
+        imported = import_checkpoint(base.folder)
+        params = finished_params(arm.config, imported, trained.trained)
+        export_checkpoint(
+            target / "model",
+            trained.config,
+            params,
+            tokenizer_source=base.folder,
+            hf_config=imported.hf_config,
+            model_card=model_card(arm, trained.summary, folder),
+        )
+        if trained.config.new_blocks:
+            write_delta(target / DELTA_FILE, trained.config, params)
+
+    write_json(folder / "summary.json", trained.summary)
+    console.print(f"{arm.name}: exporting and comparing …", highlight=False)
+    run_stage(folder / "final", inputs, build)
+
+
+def finished_params(config: Config, base: Imported, trained: Tree) -> Tree:
+    """Puts trained leaves into the base's tree.
+
+    Frozen leaves are the base's own, bit for bit, whatever type they had during training; trained
+    ones are rounded to the type that the base stores them in.
+
+    Args:
+        config: The arm's config.
+        base: The base model as it is stored.
+        trained: The leaves that trained.
+
+    Returns:
+        The canonical tree of the finished model.
+    """
+    surgery = apply_recipe(config, base, key=jax.random.key(config.seed))
+    leaves = flatten(surgery.params)
+    for path, leaf in flatten(trained).items():
+        leaves[path] = jnp.asarray(leaf, leaves[path].dtype)
+    return unflatten(leaves)
+
+
+def _claim(config: Config, output: Path) -> None:
+    """Refuses a folder that belongs to another experiment; marks a new one as ours."""
+    identity = {
+        "main": config_hash(config),
+        "arms": {arm.name: config_hash(arm.config) for arm in expand_arms(config)},
+    }
+    path = output / IDENTITY_FILE
+    if path.exists():
+        try:
+            found = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise JaxrecipesError(f"{path} cannot be read ({error}); remove {output}") from error
+        changed = [
+            name
+            for name, value in found.get("arms", {}).items()
+            if identity["arms"].get(name, value) != value
+        ]
+        if found.get("main") != identity["main"] or changed:
+            raise ConfigError(
+                f"output: {output} holds another experiment (its config is {output / RUN_FILE}"
+                + (f"; changed arms: {', '.join(changed)}" if changed else "")
+                + "); give another output, or remove that folder"
+            )
+    elif (output / RUN_FILE).exists() or (output / "arms").exists():
+        raise ConfigError(f"output: {output} is not empty; give another output folder")
+    try:
+        (output / RUN_FILE).write_text(resolved_yaml(config), encoding="utf-8")
+    except OSError as error:
+        raise JaxrecipesError(f"cannot write {output / RUN_FILE}: {error.strerror}") from error
+    write_json(path, identity)
+
+
+@contextmanager
+def _locked(output: Path) -> Iterator[None]:
+    """Keeps two processes from working in one run folder."""
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+        file = (output / ".lock").open("w")
+    except OSError as error:
+        raise JaxrecipesError(
+            f"output: cannot write into {output}: {error.strerror}; give another folder"
+        ) from error
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise JaxrecipesError(
+                f"output: another process is running in {output}; wait for it or give another folder"
+            ) from None
+        yield
+
+
+def enable_compilation_cache(output: Path) -> None:
+    """Keeps compiled programs beside the run, so that a resumed run does not compile again."""
+    if jax.config.jax_compilation_cache_dir is None and "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+        jax.config.update("jax_compilation_cache_dir", str((output / "cache").absolute()))

@@ -1,0 +1,232 @@
+"""The verbs around a run: look at data, evaluate and question a model, export it, report again."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import jax.numpy as jnp
+from rich.console import Console
+from rich.rule import Rule
+
+from jaxrecipes.checkpoint.delta import DELTA_FILE
+from jaxrecipes.checkpoint.huggingface import export_checkpoint, import_checkpoint
+from jaxrecipes.checkpoint.reference import resolve_reference
+from jaxrecipes.checkpoint.tokenizer import load_tokenizer
+from jaxrecipes.config import Config
+from jaxrecipes.data.preview import preview_source, render_preview
+from jaxrecipes.data.split import Split
+from jaxrecipes.errors import CheckpointError, ConfigError, UsageError
+from jaxrecipes.generate.answers import render_prompt
+from jaxrecipes.generate.decode import generate as generate_tokens
+from jaxrecipes.generate.sampling import Sampling
+from jaxrecipes.params.layout import plan_layout, to_runtime
+from jaxrecipes.params.rules import label
+from jaxrecipes.recipes.base_model import locate_base
+from jaxrecipes.recipes.data_sets import prepare_data, source_spec
+from jaxrecipes.recipes.measure import build_measure
+from jaxrecipes.report.page import write_report
+from jaxrecipes.report.terminal import render_evaluation, render_results
+
+
+def preview(config: Config, *, console: Console, rows: int = 3) -> int | None:
+    """Shows what the model would read of each learn source.
+
+    Args:
+        config: The experiment.
+        console: Where to show it.
+        rows: Rows to show of each source.
+
+    Returns:
+        3 if a source could not be packed as the config says, else None.
+    """
+    base = locate_base(
+        config.model.checkpoint,
+        config.model.revision,
+        Path(config.output),
+        seed=config.seed,
+        console=console,
+    )
+    from jaxrecipes.checkpoint.huggingface import read_model_config
+
+    problems = 0
+    for section in config.data.learn:
+        console.print(Rule(section.source))
+        found = preview_source(
+            source_spec(section),
+            base.tokenizer,
+            vocab_size=read_model_config(base.folder).vocab_size,
+            length=config.data.length,
+            overlong=config.data.overlong,
+            attend=config.data.attend,
+            split=Split("train", config.data.held_out, config.seed),
+        )
+        console.print(render_preview(found, base.tokenizer, rows=rows))
+        problems += found.problem is not None
+    return 3 if problems else None
+
+
+def evaluate(config: Config, *, console: Console, checkpoint: str | None = None) -> int | None:
+    """Evaluates a checkpoint on the sets of a config, against the config's base.
+
+    Args:
+        config: The experiment.
+        console: Where to print the result.
+        checkpoint: The model to evaluate; None for the base itself.
+
+    Returns:
+        None: done.
+
+    Raises:
+        ConfigError: The checkpoint has another vocabulary than the base.
+    """
+    output = Path(config.output)
+    base = locate_base(
+        config.model.checkpoint, config.model.revision, output, seed=config.seed, console=console
+    )
+    data = prepare_data(config, base, output, console)
+    imported = import_checkpoint(base.folder)
+    measure = build_measure(config, imported, base.tokenizer, data)
+    record = measure.base_record
+    if checkpoint is not None:
+        model = import_checkpoint(checkpoint)
+        if model.config.vocab_size != imported.config.vocab_size:
+            raise ConfigError(
+                f"{checkpoint} has a vocabulary of {model.config.vocab_size} tokens, the base "
+                f"{config.model.checkpoint} one of {imported.config.vocab_size}; evaluate models "
+                "that share the base's tokenizer"
+            )
+        layout = plan_layout(model.config, label(model.params, [(".*", True)]))
+        record = measure(
+            model.config,
+            to_runtime(layout, model.params),
+            layout,
+            step=0,
+            tokens=0,
+            with_items=True,
+        )
+    console.print(render_evaluation(record, title=checkpoint or config.model.checkpoint))
+    return None
+
+
+def generate(
+    checkpoint: str,
+    prompts: list[str],
+    *,
+    console: Console,
+    max_new_tokens: int,
+    temperature: float,
+    top_k: int | None,
+    top_p: float | None,
+    seed: int,
+    raw: bool,
+) -> int | None:
+    """Prints a model's answers.
+
+    Args:
+        checkpoint: Folder, GGUF file, hub id or `package:<name>`.
+        prompts: What the user says.
+        console: Where to print.
+        max_new_tokens: Longest answer, in tokens.
+        temperature: 0 takes the likeliest token.
+        top_k: See `generate.sampling`.
+        top_p: See `generate.sampling`.
+        seed: Seed of the draws.
+        raw: Continue the text instead of answering in the chat template.
+
+    Returns:
+        None: done.
+    """
+    sampling = Sampling(temperature=temperature, top_k=top_k or 0, top_p=top_p or 1.0)
+    source = resolve_reference(checkpoint)
+    tokenizer = load_tokenizer(source)
+    model = import_checkpoint(source, dtype=jnp.dtype("float32"))
+    encoded = [
+        list(tokenizer(prompt)["input_ids"]) if raw else render_prompt(tokenizer, prompt)
+        for prompt in prompts
+    ]
+    eos = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
+    answers = generate_tokens(
+        model.config,
+        model.params,
+        encoded,
+        max_new_tokens=max_new_tokens,
+        eos_ids=eos,
+        sampling=sampling,
+        seed=seed,
+    )
+    for prompt, answer in zip(prompts, answers, strict=True):
+        text = tokenizer.decode(answer, skip_special_tokens=True)
+        if len(prompts) > 1:
+            console.print(f"> {prompt}", style="bold", markup=False, highlight=False)
+        console.print(text.strip(), markup=False, highlight=False)
+    return None
+
+
+def export(
+    run_folder: Path, destination: Path, *, console: Console, arm: str | None, delta: bool
+) -> int | None:
+    """Writes the model of a finished arm somewhere else, read back and compared.
+
+    Args:
+        run_folder: Output folder of a run.
+        destination: A folder, or with `delta` a file, that does not exist yet.
+        console: Where to say what was done.
+        arm: Which arm; None if the run has only one.
+        delta: Write the new blocks alone.
+
+    Returns:
+        None: done.
+
+    Raises:
+        UsageError: There is no such run or arm, or the destination exists.
+        CheckpointError: The arm is not finished, or has no new blocks.
+    """
+    arms = sorted(path.name for path in (run_folder / "arms").glob("*") if path.is_dir())
+    if not arms:
+        raise UsageError(f"{run_folder} is no run folder: it has no arms; give the config's output")
+    if arm is None:
+        identity = json.loads((run_folder / "identity.json").read_text(encoding="utf-8"))
+        arm = next(iter(identity["arms"]))
+    if arm not in arms:
+        raise UsageError(f"{run_folder} has no arm {arm!r}; it has {', '.join(arms)}")
+    if destination.exists():
+        raise UsageError(f"{destination} exists and is not overwritten; give another path")
+    final = run_folder / "arms" / arm / "final"
+    if not (final / "stage.json").exists():
+        raise CheckpointError(f"arm {arm} is not finished; run its config to the end first")
+    if delta:
+        source = final / DELTA_FILE
+        if not source.exists():
+            raise CheckpointError(f"arm {arm} inserted no blocks, so there is no delta to write")
+        destination.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(source, destination)
+    else:
+        model = import_checkpoint(final / "model")
+        export_checkpoint(
+            destination,
+            model.config,
+            model.params,
+            tokenizer_source=final / "model",
+            hf_config=model.hf_config,
+            model_card=(final / "model" / "README.md").read_text(encoding="utf-8"),
+        )
+    console.print(f"{arm} -> {destination}", highlight=False)
+    return None
+
+
+def report(run_folder: Path, *, console: Console) -> int | None:
+    """Writes `results.json` and `report.html` of a run and prints its table.
+
+    Args:
+        run_folder: Output folder of a run.
+        console: Where to print.
+
+    Returns:
+        None: done.
+    """
+    results = write_report(run_folder)
+    console.print(render_results(results))
+    console.print(f"report: {run_folder / 'report.html'}", highlight=False)
+    return None

@@ -1,0 +1,61 @@
+"""The README.md of an exported model: what it is, how it was made, what it learned and forgot."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from jaxrecipes import __version__
+from jaxrecipes.config import Arm, config_hash
+from jaxrecipes.evaluate.record import read_records
+
+
+def model_card(arm: Arm, summary: Mapping[str, Any], folder: Path) -> str:
+    """Writes the card of an arm.
+
+    Args:
+        arm: The arm.
+        summary: Its summary.
+        folder: Its folder, where `evaluations.jsonl` is.
+
+    Returns:
+        Markdown with a metadata header.
+    """
+    config = arm.config
+    records = read_records(folder / "evaluations.jsonl")
+    first, last = records[0], records[-1]
+    rows = []
+    for title, name in (("learn set (held out)", "learn"), ("keep set", "keep")):
+        if last.get(name):
+            before, after = (record[name]["loss"]["value"] for record in (first, last))
+            divergence = last[name].get("kl")
+            kl = f"{divergence['value']:.4f}" if divergence else "–"
+            rows.append(f"| {title} | {before:.4f} | {after:.4f} | {kl} |")
+    sources = ", ".join(f"`{source.source}`" for source in config.data.learn)
+    blocks = summary["new_blocks"]
+    inserted = f" New blocks: {', '.join(map(str, blocks))}." if blocks else ""
+    table = "\n".join(rows)
+    return f"""---
+library_name: transformers
+tags:
+- jaxrecipes
+- {config.recipe}
+---
+
+# {arm.name}
+
+`{config.model.checkpoint}` after the recipe `{config.recipe}` of jaxrecipes {__version__}, on {sources}.
+
+- {summary["trained_parameters"]:,} of {summary["trained_parameters"] + summary["frozen_parameters"]:,} \
+parameters were trained, for {summary["steps"]} steps of {config.train.batch_size} x \
+{config.data.length} tokens.{inserted}
+- {config.train.optimizer.name}, peak rate {config.train.optimizer.learning_rate:g}, seed {config.seed}, \
+config {config_hash(config)[:12]}.
+
+| | loss before (nats a token) | loss after | KL(base, model) |
+|---|---|---|---|
+{table}
+
+Tensors that were not trained are bit-identical to the base's.
+"""
