@@ -200,7 +200,7 @@ def test_overrides_win_and_later_ones_win_over_earlier_ones(write):
             "train.steps=4",
             "train.optimizer.learning_rate=1e-5",
             "data.learn.0.source=docstrings:json",
-            "evaluate.bootstrap.samples=200",
+            "evaluate.limit_items=20",
             "data.keep={max_new_tokens: 3}",
             "compare=[{recipe: full}]",
         ],
@@ -208,7 +208,7 @@ def test_overrides_win_and_later_ones_win_over_earlier_ones(write):
     assert config.train.steps == 4
     assert config.train.optimizer.learning_rate == 1e-5
     assert config.data.learn[0].source == "docstrings:json"
-    assert config.evaluate.bootstrap.samples == 200
+    assert config.evaluate.limit_items == 20
     assert config.data.keep.kind == "own_answers"
     assert config.compare[0].recipe == "full"
     assert config.origins["train.steps"] == "command line (train.steps=4)"

@@ -152,13 +152,6 @@ class TrainSection(Section):
     )
 
 
-class BootstrapSection(Section):
-    """Confidence intervals, by resampling documents."""
-
-    samples: int = Field(default=1000, ge=100, le=1_000_000, description="Resamples an interval.")
-    confidence: float = Field(default=0.95, gt=0.5, lt=1, description="Coverage of the interval.")
-
-
 class EvaluateSection(Section):
     """What is measured, and when."""
 
@@ -186,7 +179,10 @@ class EvaluateSection(Section):
         min_length=1,
         description="Last-word items: builtin, a JSONL file (context, target), or null for none.",
     )
-    batch_size: int = Field(default=8, ge=1, description="Rows at a time, over all devices.")
-    bootstrap: BootstrapSection = Field(
-        default_factory=BootstrapSection, description="Confidence intervals."
+    limit_items: int | None = Field(
+        default=None,
+        ge=2,
+        description="Use at most this many choice items, and as many last-word items. null: all. "
+        "Items are scored at the start and at the end only.",
     )
+    batch_size: int = Field(default=8, ge=1, description="Rows at a time, over all devices.")

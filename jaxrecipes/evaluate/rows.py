@@ -177,3 +177,27 @@ def pack_scored(
         document_index=document_index,
         document_ids=tuple(name for name, _, _ in sequences),
     )
+
+
+def join_rows(parts: Sequence[EvaluationRows]) -> EvaluationRows:
+    """Puts several sets of one row length together; documents keep their order.
+
+    Raises:
+        DataError: There are no sets.
+    """
+    if not parts:
+        raise DataError("there are no evaluation sets to join")
+    offsets = np.cumsum([0, *(len(part.document_ids) for part in parts)])
+    return EvaluationRows(
+        token_ids=np.concatenate([part.token_ids for part in parts]),
+        segment_ids=np.concatenate([part.segment_ids for part in parts]),
+        positions=np.concatenate([part.positions for part in parts]),
+        loss_mask=np.concatenate([part.loss_mask for part in parts]),
+        document_index=np.concatenate(
+            [
+                np.where(part.document_index >= 0, part.document_index + offset, -1)
+                for part, offset in zip(parts, offsets[:-1], strict=True)
+            ]
+        ).astype(np.int32),
+        document_ids=tuple(name for part in parts for name in part.document_ids),
+    )

@@ -74,9 +74,7 @@ def attention(
     group = heads // kv_heads
     # [batch, kv_heads, group * query_length, head_dim]: one large product for each KV head.
     query = query.reshape(batch, query_length, kv_heads, group, head_dim)
-    query = query.transpose(0, 2, 3, 1, 4).reshape(
-        batch, kv_heads, group * query_length, head_dim
-    )
+    query = query.transpose(0, 2, 3, 1, 4).reshape(batch, kv_heads, group * query_length, head_dim)
     key = key.transpose(0, 2, 1, 3)  # [batch, kv_heads, key_length, head_dim]
     value = value.transpose(0, 2, 1, 3)
     logits = jnp.einsum("bkqd,bksd->bkqs", query, key, preferred_element_type=jnp.float32)

@@ -83,7 +83,7 @@ class ModelConfig:
         final_softcap: The same for the output logits (Gemma 2).
         layer_types: For each layer "full_attention" or "sliding_attention".
         sliding_window: Number of latest positions that a sliding layer sees, itself included.
-        rope: Rotary embedding of full-attention layers, and of sliding ones if `rope_local` is None.
+        rope: Rotary embedding of full-attention layers, and of sliding ones without `rope_local`.
         rope_local: Rotary embedding of sliding layers (Gemma 3).
         new_blocks: Indices of the blocks that block expansion inserted, in order; empty for a base.
     """
@@ -142,7 +142,9 @@ class ModelConfig:
                     f"layer_types[{index}] is {layer_type!r}; expected one of {LAYER_TYPES}"
                 )
         if SLIDING_ATTENTION in self.layer_types and not self.sliding_window:
-            raise ConfigError("layer_types has sliding_attention layers but sliding_window is not set")
+            raise ConfigError(
+                "layer_types has sliding_attention layers but sliding_window is not set"
+            )
         if self.activation not in ACTIVATIONS:
             raise ConfigError(f"activation is {self.activation!r}; expected one of {ACTIVATIONS}")
         if any(not 0 <= index < self.num_layers for index in self.new_blocks) or list(
@@ -153,10 +155,8 @@ class ModelConfig:
                 f"{self.num_layers}"
             )
 
-    def with_layers(
-        self, layer_types: tuple[str, ...], new_blocks: tuple[int, ...]
-    ) -> ModelConfig:
-        """Returns the same model with other layers: depth, types and inserted indices change together."""
+    def with_layers(self, layer_types: tuple[str, ...], new_blocks: tuple[int, ...]) -> ModelConfig:
+        """Returns the model with other layers: depth, types and inserted indices together."""
         return replace(
             self, num_layers=len(layer_types), layer_types=layer_types, new_blocks=new_blocks
         )

@@ -112,9 +112,7 @@ def layer_tokens(
     )
 
 
-def embed(
-    config: ModelConfig, params: Tree, token_ids: jax.Array, compute_dtype: Any
-) -> jax.Array:
+def embed(config: ModelConfig, params: Tree, token_ids: jax.Array, compute_dtype: Any) -> jax.Array:
     """Looks tokens up: int32 [batch, length] -> compute_dtype [batch, length, hidden_size]."""
     states = params["embedding"]["table"][token_ids].astype(compute_dtype)
     if config.embedding_scale is not None:

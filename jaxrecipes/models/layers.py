@@ -38,7 +38,7 @@ class Tokens(NamedTuple):
         positions: int32 [batch, length], position inside the segment.
         cosines: float32 [batch, length, head_dim / 2], for the layer's own rotary embedding.
         sines: float32 [batch, length, head_dim / 2].
-        key_segment_ids: int32 [batch, key_length]: `segment_ids` without a cache, else of the cache.
+        key_segment_ids: int32 [batch, key_length]: `segment_ids`, or those of the cache.
         key_positions: int32 [batch, key_length], likewise.
         cache_offset: int32 scalar, where in the cache the first token is written; None without.
     """
@@ -179,10 +179,8 @@ class MLP(nn.Module):
 
         gate = project("gate", config.intermediate_size, inputs)
         up = project("up", config.intermediate_size, inputs)
-        if config.activation == "silu":
-            gate = nn.silu(gate)
-        else:
-            gate = nn.gelu(gate, approximate=True)
+        activation = nn.silu if config.activation == "silu" else nn.gelu  # gelu: tanh form
+        gate = activation(gate)
         return project("down", config.hidden_size, gate * up)
 
 

@@ -1,4 +1,4 @@
-"""Rotary position embedding (RoFormer, arXiv 2104.09864), in the half-split form of Hugging Face."""
+"""Rotary position embedding (RoFormer, arXiv 2104.09864), in Hugging Face's half-split form."""
 
 from __future__ import annotations
 

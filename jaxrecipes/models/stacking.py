@@ -50,7 +50,9 @@ class Segment:
         """Returns the layer indices of a run, one list for each repetition."""
         offset = self.start + sum(self.runs[:run])
         return [
-            list(range(offset + self.period * repeat, offset + self.period * repeat + self.runs[run]))
+            list(
+                range(offset + self.period * repeat, offset + self.period * repeat + self.runs[run])
+            )
             for repeat in range(self.repeats)
         ]
 
@@ -67,7 +69,7 @@ class Layout:
         return self.segments[-1].stop if self.segments else 0
 
     def runs(self) -> Iterator[tuple[str, Segment, int]]:
-        """Yields (path, segment, run index) of each run; the path is where the runtime tree has it."""
+        """Yields (path in the runtime tree, segment, run index) of each run."""
         for number, segment in enumerate(self.segments):
             for run in range(len(segment.runs)):
                 yield f"segments/{number}/{run}", segment, run

@@ -23,7 +23,7 @@ class Delta:
         positions: Indices of the new blocks in the expanded model, increasing.
         layer_types: Attention type of each new block.
         base_fingerprint: `fingerprint` of the base that the blocks were trained on.
-        blocks: Parameters of the new blocks, `{"0": {...}, "1": {...}}` in the order of `positions`.
+        blocks: Parameters of the new blocks, `{"0": {...}, …}` in the order of `positions`.
     """
 
     positions: tuple[int, ...]

@@ -100,9 +100,7 @@ def block_order(
     return order
 
 
-def _listed_order(
-    num_layers: int, new_blocks: int, positions: list[int]
-) -> list[tuple[int, bool]]:
+def _listed_order(num_layers: int, new_blocks: int, positions: list[int]) -> list[tuple[int, bool]]:
     total = num_layers + len(positions)
     if len(positions) != new_blocks:
         raise ConfigError(
@@ -178,9 +176,7 @@ def expand_blocks(
             block = identity_block(config, block)
         elif is_new and init == "random":
             number = positions.index(index)
-            block = jax.tree.map(
-                lambda new, old: new.astype(old.dtype), drawn[str(number)], block
-            )
+            block = jax.tree.map(lambda new, old: new.astype(old.dtype), drawn[str(number)], block)
         layers[str(index)] = block
     expanded = {**params, "layers": layers}
     return Expansion(expanded_config, expanded, positions, sources)

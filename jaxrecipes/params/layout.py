@@ -75,9 +75,10 @@ def _segments(signatures: Sequence[Kind], start: int) -> list[Segment]:
         choices = []
         for width in range(1, count - first + 1):
             repeats = 1
-            while runs[first : first + width] == runs[
-                first + repeats * width : first + (repeats + 1) * width
-            ]:
+            while (
+                runs[first : first + width]
+                == runs[first + repeats * width : first + (repeats + 1) * width]
+            ):
                 repeats += 1
             rest = best[first + repeats * width]
             choices.append((width + rest[0], [(first, width, repeats), *rest[1]]))
@@ -128,9 +129,7 @@ def to_runtime(layout: Layout, tree: Mapping[str, Any]) -> Tree:
         The tree with `segments/<number>/<run>/…` in place of `layers/<index>/…`; a leaf is
         [repeats, run length, …] without the axes of length one.
     """
-    leaves = {
-        path: leaf for path, leaf in flatten(tree).items() if not path.startswith("layers/")
-    }
+    leaves = {path: leaf for path, leaf in flatten(tree).items() if not path.startswith("layers/")}
     layers: Mapping[str, Any] = tree.get("layers", {})
     for run_path, segment, run in layout.runs():
         indices = segment.run_layers(run)

@@ -1,4 +1,4 @@
-"""Ordered regular expressions over leaf paths: the one language for freezing, decay and sharding."""
+"""Ordered regular expressions over leaf paths: one language for freezing, decay, sharding."""
 
 from __future__ import annotations
 
@@ -47,8 +47,8 @@ def label(tree: Mapping[str, Any], rules: Sequence[tuple[str, Value]]) -> dict[s
             unmatched.append(path)
     if unmatched:
         raise ConfigError(
-            f"no rule matches {len(unmatched)} of {len(unmatched) + len(labels)} leaves, for example "
-            f"{unmatched[0]!r}; end the list with a rule for '.*'"
+            f"no rule matches {len(unmatched)} of {len(unmatched) + len(labels)} leaves, for "
+            f"example {unmatched[0]!r}; end the list with a rule for '.*'"
         )
     for number, (pattern, _) in enumerate(compiled):
         if number not in matching and pattern.pattern != ".*":

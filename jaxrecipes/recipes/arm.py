@@ -169,8 +169,6 @@ def train_arm(
             stop=stop,
         )
     trained = to_canonical(program.layout, state.trainable)
-    summary["seconds"] = sum(
-        record["seconds"] for record in read_records(folder / "metrics.jsonl")
-    )
+    summary["seconds"] = sum(record["seconds"] for record in read_records(folder / "metrics.jsonl"))
     summary["wall_seconds"] = time.monotonic() - began
     return TrainedArm(program.config, trained, summary)

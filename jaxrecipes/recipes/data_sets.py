@@ -19,8 +19,8 @@ from jaxrecipes.data.sources import SourceSpec, read_documents
 from jaxrecipes.data.split import Split
 from jaxrecipes.data.store import PreparedSet
 from jaxrecipes.errors import ConfigError
-from jaxrecipes.evaluate.rows import EvaluationRows, join_rows, pack_scored, rows_from_prepared
 from jaxrecipes.evaluate.probes import general_prompts
+from jaxrecipes.evaluate.rows import EvaluationRows, join_rows, pack_scored, rows_from_prepared
 from jaxrecipes.generate.answers import write_answers
 from jaxrecipes.generate.sampling import Sampling
 from jaxrecipes.recipes.base_model import BaseModel
@@ -80,6 +80,7 @@ def prepare_data(config: Config, base: BaseModel, output: Path, console: Console
     vocab_size = read_model_config(base.folder).vocab_size
 
     def make(name: str, section: SourceSection, split: Split | None, limit: int | None) -> Any:
+        limits = [value for value in (limit, section.limit_documents) if value is not None]
         return prepare(
             output / "data" / name,
             source_spec(section),
@@ -90,7 +91,7 @@ def prepare_data(config: Config, base: BaseModel, output: Path, console: Console
             overlong=config.data.overlong,
             attend=config.data.attend,
             split=split,
-            limit_documents=limit,
+            limit_documents=min(limits) if limits else None,
             log=lambda line: console.print(line, style="dim", highlight=False),
         )
 
@@ -108,7 +109,7 @@ def prepare_data(config: Config, base: BaseModel, output: Path, console: Console
 
 
 def _rows(prepared: PreparedSet) -> EvaluationRows:
-    names = [document.id for document in prepared.documents()]
+    names = [document.id for document in prepared.documents]
     return rows_from_prepared(prepared, document_ids=names)
 
 

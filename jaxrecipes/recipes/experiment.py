@@ -25,9 +25,9 @@ from jaxrecipes.recipes.arm import TrainedArm, train_arm
 from jaxrecipes.recipes.base_model import BaseModel, locate_base
 from jaxrecipes.recipes.data_sets import DataSets, prepare_data
 from jaxrecipes.recipes.inspect import report
-from jaxrecipes.recipes.plan import plan
 from jaxrecipes.recipes.measure import Measure, build_measure
 from jaxrecipes.recipes.model_card import model_card
+from jaxrecipes.recipes.plan import plan
 from jaxrecipes.recipes.program import apply_recipe
 from jaxrecipes.stages import run_stage, why_stale, write_json
 
@@ -56,7 +56,11 @@ def run(config: Config, *, console: Console) -> int | None:
         enable_compilation_cache(output)
         write_json(output / "environment.json", describe_environment(output))
         base = locate_base(
-            config.model.checkpoint, config.model.revision, output, seed=config.seed, console=console
+            config.model.checkpoint,
+            config.model.revision,
+            output,
+            seed=config.seed,
+            console=console,
         )
         data = prepare_data(config, base, output, console)
         measure: Measure | None = None
@@ -72,9 +76,7 @@ def run(config: Config, *, console: Console) -> int | None:
                 imported = import_checkpoint(base.folder)
                 measure = build_measure(config, imported, base.tokenizer, data)
                 del imported
-            trained = train_arm(
-                arm.name, arm.config, base.folder, data, folder, measure, console
-            )
+            trained = train_arm(arm.name, arm.config, base.folder, data, folder, measure, console)
             _finish(arm, trained, base, folder, inputs, console)
             del trained
             # The next arm compiles other programs; the memory of this one's is given back.
@@ -187,12 +189,16 @@ def _locked(output: Path) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             raise JaxrecipesError(
-                f"output: another process is running in {output}; wait for it or give another folder"
+                f"output: another process is running in {output}; wait for it or "
+                "give another folder"
             ) from None
         yield
 
 
 def enable_compilation_cache(output: Path) -> None:
     """Keeps compiled programs beside the run, so that a resumed run does not compile again."""
-    if jax.config.jax_compilation_cache_dir is None and "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    if (
+        jax.config.jax_compilation_cache_dir is None
+        and "JAX_COMPILATION_CACHE_DIR" not in os.environ
+    ):
         jax.config.update("jax_compilation_cache_dir", str((output / "cache").absolute()))

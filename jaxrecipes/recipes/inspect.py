@@ -26,8 +26,6 @@ from jaxrecipes.params.rules import label
 from jaxrecipes.recipes.base_model import locate_base
 from jaxrecipes.recipes.data_sets import prepare_data, source_spec
 from jaxrecipes.recipes.measure import build_measure
-from jaxrecipes.report.page import write_report
-from jaxrecipes.report.terminal import render_evaluation, render_results
 
 
 def preview(config: Config, *, console: Console, rows: int = 3) -> int | None:
@@ -81,6 +79,8 @@ def evaluate(config: Config, *, console: Console, checkpoint: str | None = None)
     Raises:
         ConfigError: The checkpoint has another vocabulary than the base.
     """
+    from jaxrecipes.report.terminal import render_evaluation
+
     output = Path(config.output)
     base = locate_base(
         config.model.checkpoint, config.model.revision, output, seed=config.seed, console=console
@@ -226,6 +226,9 @@ def report(run_folder: Path, *, console: Console) -> int | None:
     Returns:
         None: done.
     """
+    from jaxrecipes.report.page import write_report
+    from jaxrecipes.report.terminal import render_results
+
     results = write_report(run_folder)
     console.print(render_results(results))
     console.print(f"report: {run_folder / 'report.html'}", highlight=False)

@@ -36,6 +36,7 @@ def model_card(arm: Arm, summary: Mapping[str, Any], folder: Path) -> str:
     blocks = summary["new_blocks"]
     inserted = f" New blocks: {', '.join(map(str, blocks))}." if blocks else ""
     table = "\n".join(rows)
+    total = summary["trained_parameters"] + summary["frozen_parameters"]
     return f"""---
 library_name: transformers
 tags:
@@ -45,13 +46,13 @@ tags:
 
 # {arm.name}
 
-`{config.model.checkpoint}` after the recipe `{config.recipe}` of jaxrecipes {__version__}, on {sources}.
+`{config.model.checkpoint}` after the recipe `{config.recipe}` of
+jaxrecipes {__version__}, on {sources}.
 
-- {summary["trained_parameters"]:,} of {summary["trained_parameters"] + summary["frozen_parameters"]:,} \
-parameters were trained, for {summary["steps"]} steps of {config.train.batch_size} x \
-{config.data.length} tokens.{inserted}
-- {config.train.optimizer.name}, peak rate {config.train.optimizer.learning_rate:g}, seed {config.seed}, \
-config {config_hash(config)[:12]}.
+- {summary["trained_parameters"]:,} of {total:,} parameters were trained, for
+  {summary["steps"]} steps of {config.train.batch_size} x {config.data.length} tokens.{inserted}
+- {config.train.optimizer.name}, peak rate {config.train.optimizer.learning_rate:g},
+  seed {config.seed}, config {config_hash(config)[:12]}.
 
 | | loss before (nats a token) | loss after | KL(base, model) |
 |---|---|---|---|

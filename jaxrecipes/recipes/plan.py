@@ -1,4 +1,4 @@
-"""What a run would take, from the real step of the real config, without weights and without running."""
+"""What a run would take: the real step of the real config, compiled from shapes and not run."""
 
 from __future__ import annotations
 

@@ -66,8 +66,8 @@ def read_records(path: Path) -> list[dict[str, Any]]:
             if number == len(lines):
                 break
             raise DataError(
-                f"{path}:{number}: not a JSON record ({error.msg}); the file was edited or damaged, "
-                "remove the line or the run's folder"
+                f"{path}:{number}: not a JSON record ({error.msg}); the file was edited or "
+                "damaged, remove the line or the run's folder"
             ) from None
     return records
 

@@ -60,8 +60,8 @@ def learning_rate_schedule(settings: OptimizerSettings) -> optax.Schedule:
     steps = settings.total_steps - settings.warmup_steps
     if steps < 1:
         raise ConfigError(
-            f"warm-up takes {settings.warmup_steps} of {settings.total_steps} steps; leave at least "
-            "one step after it"
+            f"warm-up takes {settings.warmup_steps} of {settings.total_steps} steps; leave at "
+            "least one step after it"
         )
     # The final rate is that of the last update, number total_steps - 1.
     span = max(steps - 1, 1)

@@ -22,9 +22,7 @@ Update = Callable[[int, Mapping[str, Any]], None]
 
 
 @contextmanager
-def training_progress(
-    console: Console, *, title: str, start: int, total: int
-) -> Iterator[Update]:
+def training_progress(console: Console, *, title: str, start: int, total: int) -> Iterator[Update]:
     """Shows step, smoothed loss, tokens a second, skipped steps and the time that is left.
 
     On a terminal it is one live line; elsewhere a plain line every ten seconds and at the end.

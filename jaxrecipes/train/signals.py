@@ -39,9 +39,7 @@ def stop_requests() -> Iterator[StopRequest]:
         request.signal_number = number
         restore()
 
-    previous = {
-        number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)
-    }
+    previous = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
 
     def restore() -> None:
         for number, handler in previous.items():

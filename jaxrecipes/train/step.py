@@ -130,9 +130,7 @@ def make_train_step(
                 jnp.add, total, jax.value_and_grad(mean_loss)(trainable, micro_batch)
             ), None
 
-        parts = jax.tree.map(
-            lambda rows: rows.reshape(micro_batches, -1, *rows.shape[1:]), batch
-        )
+        parts = jax.tree.map(lambda rows: rows.reshape(micro_batches, -1, *rows.shape[1:]), batch)
         zero = (jnp.zeros((), jnp.float32), jax.tree.map(jnp.zeros_like, trainable))
         return jax.lax.scan(add, zero, parts)[0]
 

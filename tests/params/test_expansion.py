@@ -58,7 +58,12 @@ def test_the_published_positions():
     assert places(10, 3, "prefix", 1) == [0, 1, 2]
     assert places(10, 3, "suffix", 1) == [10, 11, 12]
     assert block_order(4, 2, [0, 5], 1) == [
-        (0, True), (0, False), (1, False), (2, False), (3, False), (3, True),
+        (0, True),
+        (0, False),
+        (1, False),
+        (2, False),
+        (3, False),
+        (3, True),
     ]
 
 
@@ -87,7 +92,9 @@ def test_an_identity_expansion_is_bit_equal_to_the_base(kind, placement):
     params, batch = tiny_params(config), packed_batch(tiny_config(kind))
     expanded = expand_blocks(config, params, new_blocks=3, placement=placement)
     assert expanded.config.num_layers == 9 == len(expanded.config.layer_types)
-    assert np.array_equal(states(config, params, batch), states(expanded.config, expanded.params, batch))
+    assert np.array_equal(
+        states(config, params, batch), states(expanded.config, expanded.params, batch)
+    )
 
 
 @pytest.mark.parametrize("init", ["copy", "random"])
@@ -118,15 +125,24 @@ def test_the_first_gradient_reaches_exactly_the_leaves_that_open_the_block(kind)
 
     gradient = flatten(jax.grad(loss)(expanded.params))
     sandwich = kind == "sandwich"
-    opened = ("_post_norm/scale",) if sandwich else (
-        "attention/output/kernel", "mlp/down/kernel", "attention/output/bias", "mlp/down/bias",
+    opened = (
+        ("_post_norm/scale",)
+        if sandwich
+        else (
+            "attention/output/kernel",
+            "mlp/down/kernel",
+            "attention/output/bias",
+            "mlp/down/bias",
+        )
     )
     for path, leaf in gradient.items():
         for position in expanded.positions:
             if path.startswith(f"layers/{position}/"):
                 assert bool(np.any(leaf != 0)) == path.endswith(opened), path
     # One small step later every leaf of the new blocks learns.
-    moved = jax.tree.map(lambda p, g: p - 1e-4 * np.sign(g), expanded.params, jax.grad(loss)(expanded.params))
+    moved = jax.tree.map(
+        lambda p, g: p - 1e-4 * np.sign(g), expanded.params, jax.grad(loss)(expanded.params)
+    )
     for path, leaf in flatten(jax.grad(loss)(moved)).items():
         if any(path.startswith(f"layers/{position}/") for position in expanded.positions):
             assert np.abs(leaf).max() > 1e-8, path

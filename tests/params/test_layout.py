@@ -58,8 +58,13 @@ def test_runtime_and_canonical_are_inverse_also_for_half_a_tree(trained, random)
         "final_norm": {"scale": np.ones(2)},
     }
     labels = {path: index % 2 == 0 for index, path in enumerate(flatten(tree))}
-    for part in (tree, *partition(tree, lambda path: trained[int(path.split("/")[1])]
-                                  if path.startswith("layers/") else True)):
+    for part in (
+        tree,
+        *partition(
+            tree,
+            lambda path: trained[int(path.split("/")[1])] if path.startswith("layers/") else True,
+        ),
+    ):
         back = flatten(to_canonical(layout, to_runtime(layout, part)))
         assert set(back) == set(flatten(part))
         assert all(np.array_equal(back[path], leaf) for path, leaf in flatten(part).items())
@@ -108,5 +113,7 @@ def test_shapes_are_stacked_like_arrays():
     }
     back = flatten(to_canonical(layout, to_runtime(layout, decoder.abstract_params(config))))
     assert all(back[path].shape == leaf.shape for path, leaf in flatten(params).items())
-    assert isinstance(flatten(to_runtime(layout, jax.tree.map(jnp.asarray, params)))[
-        "final_norm/scale"], jax.Array)
+    assert isinstance(
+        flatten(to_runtime(layout, jax.tree.map(jnp.asarray, params)))["final_norm/scale"],
+        jax.Array,
+    )

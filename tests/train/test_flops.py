@@ -11,7 +11,9 @@ def shapes(*dimensions):
 
 def test_a_product_counts_two_operations_a_multiply_add():
     assert count_flops(jnp.matmul, *shapes((3, 5), (5, 7))) == 2 * 3 * 5 * 7
-    batched = count_flops(lambda a, b: jnp.einsum("bij,bjk->bik", a, b), *shapes((4, 3, 5), (4, 5, 7)))
+    batched = count_flops(
+        lambda a, b: jnp.einsum("bij,bjk->bik", a, b), *shapes((4, 3, 5), (4, 5, 7))
+    )
     assert batched == 4 * 2 * 3 * 5 * 7
 
 
@@ -43,4 +45,7 @@ def test_work_that_nobody_reads_is_free():
 
 @pytest.mark.parametrize("wrapper", [jax.jit, jax.checkpoint, jax.vmap])
 def test_calls_are_followed(wrapper):
-    assert count_flops(wrapper(lambda x: jnp.einsum("...ij,...kj->...ik", x, x)), *shapes((3, 4, 5))) > 0
+    assert (
+        count_flops(wrapper(lambda x: jnp.einsum("...ij,...kj->...ik", x, x)), *shapes((3, 4, 5)))
+        > 0
+    )

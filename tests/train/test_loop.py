@@ -25,7 +25,9 @@ def stream(config, start=0):
 
 def run(settings, *, start_state=None, start=0, stop=None, breaks=(), on_save=None):
     config = tiny_config()
-    step, state, frozen, _ = trainer(config, tiny_params(config), [("layers/2/.*", True), (".*", False)])
+    step, state, frozen, _ = trainer(
+        config, tiny_params(config), [("layers/2/.*", True), (".*", False)]
+    )
     events = []
 
     def batches():
@@ -58,7 +60,11 @@ def test_order_is_record_evaluate_save_and_every_step_is_recorded_once():
     kinds = [(kind, number) for kind, number, _ in events]
     assert [number for kind, number in kinds if kind == "record"] == list(range(1, 8))
     assert [entry for entry in kinds if entry[0] != "record"] == [
-        ("evaluate", 3), ("save", 3), ("save", 6), ("evaluate", 7), ("save", 7),
+        ("evaluate", 3),
+        ("save", 3),
+        ("save", 6),
+        ("evaluate", 7),
+        ("save", 7),
     ]
     for kind, number in kinds:
         if kind == "save":

@@ -24,7 +24,9 @@ def naive(hidden, head, targets, weights, softcap):
     vocab_first=st.booleans(),
     seed=st.integers(0, 99),
 )
-def test_loss_and_gradients_equal_the_written_out_formula(tokens, chunk, softcap, vocab_first, seed):
+def test_loss_and_gradients_equal_the_written_out_formula(
+    tokens, chunk, softcap, vocab_first, seed
+):
     keys = jax.random.split(jax.random.key(seed), 4)
     hidden = jax.random.normal(keys[0], (tokens, 8))
     head = jax.random.normal(keys[1], (8, 23))
@@ -51,7 +53,9 @@ def test_loss_and_gradients_equal_the_written_out_formula(tokens, chunk, softcap
         )
     np.testing.assert_allclose(ours(hidden, head), expected(hidden, head)[0], rtol=1e-5, atol=1e-5)
     each = token_losses(hidden, head, targets, softcap=softcap, chunk=chunk)
-    np.testing.assert_allclose(jnp.sum(each * weights), expected(hidden, head)[0], rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(
+        jnp.sum(each * weights), expected(hidden, head)[0], rtol=1e-5, atol=1e-5
+    )
 
 
 @pytest.mark.parametrize("head_trains", [True, False])

@@ -38,7 +38,9 @@ def test_state_exists_for_trainable_leaves_only():
     config = tiny_config(num_layers=6)
     _, state, _, _ = trainer(config, tiny_params(config), [("layers/2/.*", True), (".*", False)])
     trained = count_bytes(state.trainable)
-    assert trained == sum(leaf.nbytes for leaf in jax.tree.leaves(tiny_params(config)["layers"]["2"]))
+    assert trained == sum(
+        leaf.nbytes for leaf in jax.tree.leaves(tiny_params(config)["layers"]["2"])
+    )
     # Two moments and a few counters.
     assert 2 * trained <= count_bytes(state.optimizer_state) <= 2 * trained + 64
 
@@ -75,9 +77,7 @@ def test_schedules_start_peak_and_end_where_they_say():
     assert float(learning_rate_schedule(wsd)(78)) == pytest.approx(2.0)
 
 
-@pytest.mark.parametrize(
-    "change", [{"schedule": "step"}, {"warmup_steps": 50, "total_steps": 50}]
-)
+@pytest.mark.parametrize("change", [{"schedule": "step"}, {"warmup_steps": 50, "total_steps": 50}])
 def test_a_schedule_that_cannot_be_is_refused(change):
     with pytest.raises(ConfigError):
         learning_rate_schedule(OptimizerSettings(**{"total_steps": 50, **change}))
@@ -87,7 +87,9 @@ def test_adamw_is_the_written_out_formula():
     config = tiny_config(num_layers=1)
     params, batch = tiny_params(config), packed_batch(config)
     step, state, frozen, _ = trainer(
-        config, params, [("final_norm/.*", True), (".*", False)],
+        config,
+        params,
+        [("final_norm/.*", True), (".*", False)],
         settings={"warmup_steps": 0, "clip_norm": None, "schedule": "constant"},
     )
     from jaxrecipes.train.loss import next_token_targets
@@ -97,6 +99,7 @@ def test_adamw_is_the_written_out_formula():
     x = jnp.asarray(params["final_norm"]["scale"], jnp.float32)
     first = second = jnp.zeros_like(x)
     for count in (1, 2, 3):
+
         def loss(scale):
             return batch_loss(config, {**params, "final_norm": {"scale": scale}}, batch)
 

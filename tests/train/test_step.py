@@ -122,7 +122,9 @@ def test_bfloat16_computes_in_bfloat16_and_keeps_trained_leaves_in_float32():
 
     config = tiny_config()
     step, state, frozen, _ = trainer(
-        config, tiny_params(config), [("layers/1/.*", True), (".*", False)],
+        config,
+        tiny_params(config),
+        [("layers/1/.*", True), (".*", False)],
         compute_dtype=jnp.bfloat16,
     )
     frozen = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.bfloat16), frozen)
