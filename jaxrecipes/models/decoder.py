@@ -124,7 +124,9 @@ def embed(config: ModelConfig, params: Tree, token_ids: jax.Array, compute_dtype
 def final_norm(config: ModelConfig, params: Tree, hidden_states: jax.Array) -> jax.Array:
     """Applies the last RMSNorm to [batch, length, hidden_size]."""
     norm = RMSNorm(config.norm_epsilon, config.norm_plus_one)
-    return norm.apply({"params": params["final_norm"]}, hidden_states)
+    normalised = norm.apply({"params": params["final_norm"]}, hidden_states)
+    assert isinstance(normalised, jax.Array)
+    return normalised
 
 
 def hidden_states(

@@ -124,7 +124,7 @@ class Attention(nn.Module):
             key = RMSNorm(config.norm_epsilon, config.norm_plus_one, name="key_norm")(key)
         query = rotate(query, tokens.cosines, tokens.sines)
         key = rotate(key, tokens.cosines, tokens.sines)
-        if cache is not None:
+        if cache is not None and tokens.cache_offset is not None:
             heads_first = (0, 2, 1, 3)
             start = (0, 0, tokens.cache_offset, 0)
             key = key.transpose(heads_first).astype(cache.key.dtype)

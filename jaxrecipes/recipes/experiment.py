@@ -198,7 +198,7 @@ def _locked(output: Path) -> Iterator[None]:
 def enable_compilation_cache(output: Path) -> None:
     """Keeps compiled programs beside the run, so that a resumed run does not compile again."""
     if (
-        jax.config.jax_compilation_cache_dir is None
+        getattr(jax.config, "jax_compilation_cache_dir", None) is None
         and "JAX_COMPILATION_CACHE_DIR" not in os.environ
     ):
         jax.config.update("jax_compilation_cache_dir", str((output / "cache").absolute()))

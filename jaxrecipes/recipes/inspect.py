@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import jax.numpy as jnp
 from rich.console import Console
@@ -146,7 +147,8 @@ def generate(
         list(tokenizer(prompt)["input_ids"]) if raw else render_prompt(tokenizer, prompt)
         for prompt in prompts
     ]
-    eos = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
+    eos_id: Any = tokenizer.eos_token_id
+    eos = [] if eos_id is None else [int(eos_id)]
     answers = generate_tokens(
         model.config,
         model.params,
@@ -157,7 +159,7 @@ def generate(
         seed=seed,
     )
     for prompt, answer in zip(prompts, answers, strict=True):
-        text = tokenizer.decode(answer, skip_special_tokens=True)
+        text = str(tokenizer.decode(answer, skip_special_tokens=True))
         if len(prompts) > 1:
             console.print(f"> {prompt}", style="bold", markup=False, highlight=False)
         console.print(text.strip(), markup=False, highlight=False)

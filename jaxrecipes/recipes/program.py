@@ -131,7 +131,7 @@ def build_program(config: Config, base: Imported, steps: int) -> ArmProgram:
     decay_rules = [(rule.pattern, rule.decay) for rule in config.train.optimizer.decay_rules]
     decays = label(surgery.params, decay_rules)
     labels = {path: (trains[path], decays[path]) for path in trains}
-    layout = plan_layout(surgery.config, labels, lambda value: value[0])
+    layout = plan_layout(surgery.config, labels, _trains)
     compute_dtype = jnp.dtype(config.model.compute_dtype)
     trainable, frozen = partition(surgery.params, lambda path: trains[path])
     if not flatten(trainable):
@@ -165,6 +165,10 @@ def build_program(config: Config, base: Imported, steps: int) -> ArmProgram:
         steps,
         surgery.keeps_function,
     )
+
+
+def _trains(value: Any) -> bool:
+    return value[0]
 
 
 def _apply_recipe(config: Config, base: Imported) -> Surgery:
@@ -252,7 +256,7 @@ def compile_step(config: Config, program: ArmProgram) -> CompiledStep:
             "train.micro_batch_size, train.remat: full, a smaller train.loss_chunk, or bfloat16. "
             f"The compiler says: {str(error).splitlines()[0]}"
         ) from error
-    memory = compiled.memory_analysis()
+    memory: Any = compiled.memory_analysis()
     peak = (
         memory.argument_size_in_bytes
         + memory.output_size_in_bytes

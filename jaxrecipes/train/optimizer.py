@@ -13,7 +13,7 @@ from optax.contrib import MuonDimensionNumbers, muon
 from jaxrecipes.errors import ConfigError
 from jaxrecipes.models.stacking import Layout
 from jaxrecipes.params.layout import canonical_paths, runtime_path, to_canonical, to_runtime
-from jaxrecipes.params.paths import Tree, flatten, unflatten
+from jaxrecipes.params.paths import flatten, unflatten
 
 OPTIMIZERS = ("adamw", "lion", "adafactor", "muon")
 SCHEDULES = ("constant", "linear", "cosine", "wsd")
@@ -172,12 +172,11 @@ class _CanonicalState(NamedTuple):
 def _on_canonical_leaves(
     transformation: optax.GradientTransformation, layout: Layout
 ) -> optax.GradientTransformation:
-    def init(params: Tree) -> _CanonicalState:
+    def init(params: Any) -> _CanonicalState:
         return _CanonicalState(transformation.init(to_canonical(layout, params)))
 
-    def update(
-        updates: Tree, state: _CanonicalState, params: Tree | None = None
-    ) -> tuple[Tree, _CanonicalState]:
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, _CanonicalState]:
+        changed: Any
         changed, inner = transformation.update(
             to_canonical(layout, updates),
             state.inner,
