@@ -1,1 +1,1 @@
-"""What a run learned and forgot, for people: a table in the terminal, charts and an HTML page."""
+"""From the files of a run to a table, charts and one self-contained page."""

@@ -1,142 +1,168 @@
-"""Everything a report shows, read from the JSON files of a run folder."""
+"""What a run folder says, gathered into one JSON value: `results.json`.
+
+    {"schema": 1, "name": "quickstart",
+     "headline": "…", "findings": ["…", …],
+     "arms": [{"name", "finished": bool, "summary": {…} of summary.json,
+               "before": record | null, "after": record,
+               "evaluations": [records without sums by document],
+               "training": [{"step", "tokens", "loss", "accepted"}],
+               "training_seconds", "tokens_per_second", "skipped"}],
+     "equal_learning": {"kl": {"gain", "forgetting", "differences", "reason"}, "loss": …,
+                        "accuracy": …},
+     "config": "…yaml…", "environment": {…}}
+
+Records are those of `jaxrecipes.evaluate.record`.
+"""
 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from jaxrecipes.errors import DataError
-from jaxrecipes.evaluate.frontier import Curve, curve_from_records, equal_learning
+from jaxrecipes.errors import DataError, UsageError
+from jaxrecipes.evaluate.frontier import Curve, EqualLearning, curve_from_records, equal_learning
 from jaxrecipes.evaluate.record import read_metrics, read_records
+from jaxrecipes.report.findings import findings
+
+SCHEMA = 1
+MEASURES = ("kl", "loss", "accuracy")
+# A curve on a screen has no more to show.
+_MAX_TRAINING_POINTS = 2000
+
+Results = dict[str, Any]
 
 
-def collect_results(
-    run_folder: Path, *, samples: int = 1000, confidence: float = 0.95
-) -> dict[str, Any]:
-    """Reads a run folder and compares its finished arms.
+def collect_results(run_folder: Path) -> Results:
+    """Reads a run folder.
 
     Args:
-        run_folder: Output folder of a run. Arms without `summary.json` have not finished; they
-            are named and left out.
-        samples: Bootstrap resamples for the comparison at equal learning.
-        confidence: Mass of the intervals of that comparison. Intervals of single evaluations were
-            computed by the run, at 95 %.
+        run_folder: Output folder of a run, finished or not.
 
     Returns:
-        JSON values::
-
-            {"run": "name", "main": "arm", "confidence": 0.95, "samples": 1000,
-             "unfinished": ["arm", ...],
-             "arms": [{"name", "summary", "before": record | null, "after": record | null,
-                       "evaluations": [record, ...], "metrics": [step, ...]}, ...],
-             "equal_learning": {"gain", "forgetting", "differences", "reason", "left_out": [text]},
-             "environment": {...}, "config": "text of run.yaml"}
-
-        Records are those of `jaxrecipes.evaluate.record` without the sums by document, in the
-        order of their steps. The first arm is the main one; `differences` are measured minus it.
+        The value described in this module's docstring. Arms are in the order of the run; those
+        that were not evaluated yet are left out.
 
     Raises:
-        DataError: It is no run folder, no arm has finished, or a file in it is damaged.
+        UsageError: It is no run folder, or nothing was evaluated yet.
+        DataError: A file in it is damaged; names file and line.
     """
-    run_folder = Path(run_folder)
-    identity_file = run_folder / "identity.json"
-    if not identity_file.is_file():
-        raise DataError(
-            f"{run_folder} is no run folder: it has no identity.json; give the config's output"
+    folders = _arm_folders(run_folder)
+    if not folders:
+        raise UsageError(
+            f"{run_folder} is no run folder: it has no arms; give the output folder of a run"
         )
-    identity = _read_json(identity_file)
-    if not isinstance(identity.get("arms"), dict):
-        raise DataError(f"{identity_file}: expected an object 'arms' with a hash for each arm")
-    names = list(identity["arms"])
-    folders = {name: run_folder / "arms" / name for name in names}
-    finished = [name for name in names if (folders[name] / "summary.json").is_file()]
-    if not finished:
-        raise DataError(
-            f"{run_folder}: none of its arms ({', '.join(names)}) has finished; a report needs "
-            "arms/<arm>/summary.json, so run the same config again to go on with it"
+    arms, records = [], {}
+    for folder in folders:
+        path = folder / "evaluations.jsonl"
+        found = read_records(path) if path.exists() else []
+        if found:
+            # After a resumed run a step may be there twice; the last one counts.
+            records[folder.name] = [
+                record for _, record in sorted({one["step"]: one for one in found}.items())
+            ]
+            arms.append(_arm(folder, records[folder.name]))
+    if not arms:
+        raise UsageError(
+            f"{run_folder}: no arm was evaluated yet; `jaxrecipes run` writes the first evaluation "
+            "before the first step"
         )
-    arms, curves, left_out = [], [], []
-    for name in finished:
-        records = _by_step(read_records(folders[name] / "evaluations.jsonl"))
-        curve = curve_from_records(name, records)
-        if isinstance(curve, Curve):
-            curves.append(curve)
-        else:
-            left_out.append(curve)
-        arms.append(_arm(name, folders[name], records))
-    return {
-        "run": run_folder.resolve().name,
-        "main": finished[0],
-        "confidence": confidence,
-        "samples": samples,
-        "unfinished": [name for name in names if name not in finished],
-        "arms": arms,
-        "equal_learning": _compare(curves, samples, confidence) | {"left_out": left_out},
-        "environment": _read_json(run_folder / "environment.json"),
-        "config": _read_text(run_folder / "run.yaml"),
-    }
+    compared = {measure: compare(records, measure).to_json() for measure in MEASURES}
+    sentences = findings(arms, compared)
+    return _finite(
+        {
+            "schema": SCHEMA,
+            "name": run_folder.resolve().name,
+            "headline": sentences[0],
+            "findings": sentences[1:],
+            "arms": arms,
+            "equal_learning": compared,
+            "config": _text(run_folder / "run.yaml"),
+            "environment": _json(run_folder / "environment.json"),
+        }
+    )
 
 
-def measured(record: Mapping[str, Any] | None, block: str, field: str) -> dict[str, Any] | None:
-    """Returns a measure of a record as {"value", "low", "high"}.
+def compare(records: Mapping[str, Sequence[Mapping[str, Any]]], measure: str) -> EqualLearning:
+    """Compares arms at equal learning, or says why that cannot be done.
 
     Args:
-        record: An evaluation record, or None.
-        block: "learn", "keep", "choices" or "last_words".
-        field: For instance "loss".
+        records: Arm -> its evaluation records.
+        measure: See `curve_from_records`.
 
     Returns:
-        The measure, or None where it was not measured or is not finite.
+        The comparison.
     """
-    interval = ((record or {}).get(block) or {}).get(field)
-    return interval if interval and interval.get("value") is not None else None
+    curves = [curve_from_records(name, found, measure=measure) for name, found in records.items()]
+    reasons = [curve for curve in curves if isinstance(curve, str)]
+    if reasons:
+        return EqualLearning(None, {}, {}, "; ".join(reasons))
+    return equal_learning([curve for curve in curves if isinstance(curve, Curve)])
 
 
-def _arm(name: str, folder: Path, records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    evaluations = [
-        {key: value for key, value in record.items() if key != "document_sums"}
-        for record in records
+def _arm_folders(run_folder: Path) -> list[Path]:
+    """Lists the arms' folders in the order of the run, which `identity.json` keeps."""
+    present = {path.name: path for path in (run_folder / "arms").glob("*") if path.is_dir()}
+    order = list((_json(run_folder / "identity.json").get("arms")) or {})
+    names = [name for name in order if name in present]
+    return [present[name] for name in [*names, *sorted(present.keys() - set(names))]]
+
+
+def _arm(folder: Path, records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    summary = _json(folder / "summary.json")
+    path = folder / "metrics.jsonl"
+    steps = read_metrics(path) if path.exists() else []
+    accepted = [step for step in steps if step.get("accepted", True)]
+    stride = max(1, math.ceil(len(accepted) / _MAX_TRAINING_POINTS))
+    seconds = sum(step.get("seconds") or 0.0 for step in steps)
+    # The first step of a process may still wait for data and compilation; speed is of the others.
+    timed = steps[1:] if len(steps) > 1 else steps
+    timed_seconds = sum(step.get("seconds") or 0.0 for step in timed)
+    tokens = sum(step.get("supervised_tokens") or 0 for step in timed)
+    light = [
+        {key: part for key, part in record.items() if key != "document_sums"} for record in records
     ]
-    trained = [record for record in evaluations if record["step"] > 0]
     return {
-        "name": name,
-        "summary": _read_json(folder / "summary.json"),
-        "before": next((record for record in evaluations if record["step"] == 0), None),
-        "after": trained[-1] if trained else None,
-        "evaluations": evaluations,
-        "metrics": _by_step(read_metrics(folder / "metrics.jsonl")),
+        "name": folder.name,
+        "finished": bool(summary),
+        "summary": summary,
+        "before": light[0] if light[0]["step"] == 0 else None,
+        "after": light[-1],
+        "evaluations": light,
+        "training": [
+            {"step": step["step"], "tokens": step["tokens"], "loss": step["loss"]}
+            for step in accepted[::stride]
+        ],
+        "training_seconds": seconds if steps else None,
+        "tokens_per_second": tokens / timed_seconds if tokens and timed_seconds > 0 else None,
+        "skipped": len(steps) - len(accepted),
     }
 
 
-def _compare(curves: Sequence[Curve], samples: int, confidence: float) -> dict[str, Any]:
-    """Compares the arms; what makes them incomparable becomes the reason, not an error."""
+def _json(path: Path) -> dict[str, Any]:
+    """Reads a JSON object; {} where there is no file."""
+    if not path.exists():
+        return {}
     try:
-        return equal_learning(curves, samples=samples, confidence=confidence).to_json()
-    except DataError as error:
-        return {"gain": None, "forgetting": {}, "differences": {}, "reason": str(error)}
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: cannot be read as JSON ({error}); run the config again") from error
+    if not isinstance(found, dict):
+        raise DataError(f"{path}: expected a JSON object, found {type(found).__name__}")
+    return found
 
 
-def _by_step(entries: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Puts entries in the order of their steps; of a step run twice, the last one counts."""
-    return [entry for _, entry in sorted({entry["step"]: entry for entry in entries}.items())]
+def _text(path: Path) -> str:
+    """Reads a text file; "" where there is none."""
+    return path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
 
 
-def _read_text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: cannot be read ({error})") from error
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(_read_text(path))
-    except json.JSONDecodeError as error:
-        raise DataError(
-            f"{path}:{error.lineno}: not JSON ({error.msg}); run the same config again to write it"
-        ) from error
-    if not isinstance(value, dict):
-        raise DataError(f"{path}: expected a JSON object, found {type(value).__name__}")
-    return value
+def _finite(value: Any) -> Any:
+    """Replaces numbers that JSON cannot hold by None."""
+    if isinstance(value, dict):
+        return {key: _finite(part) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(part) for part in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -64,9 +64,9 @@ def result_rows(results: Mapping[str, Any]) -> list[Row]:
         ("trained parameters", "", _summary("trained_parameters", count_text)),
         ("frozen parameters", "", _summary("frozen_parameters", count_text)),
         ("steps", "", _summary("steps", count_text)),
-        ("supervised tokens", "", _summary("tokens", count_text)),
+        ("tokens", "", _summary("tokens", count_text)),
         ("training time", "", _summary("seconds", seconds_text)),
-        ("supervised tokens a second", "", _tokens_per_second),
+        ("tokens a second", "", _tokens_per_second),
         ("peak memory", "", _summary("peak_memory_bytes", bytes_text)),
     ]
     return _filled(rows, results)

@@ -1,4 +1,4 @@
-"""Results in the terminal."""
+"""Results as tables for a terminal of 80 columns or more."""
 
 from __future__ import annotations
 
@@ -9,66 +9,151 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from jaxrecipes.report.headline import headline
-from jaxrecipes.report.results import measured
-from jaxrecipes.report.rows import MISSING, interval_text, result_rows
+from jaxrecipes.report.numbers import (
+    count,
+    duration,
+    interval,
+    memory,
+    negative,
+    number,
+    percent,
+    value,
+)
 
-_EVALUATION = {
-    "loss": "nats/token",
-    "bits_per_byte": "bits/byte",
-    "perplexity": "",
-    "token_accuracy": "share",
-    "kl": "nats/token",
-    "accuracy": "share",
-    "accuracy_normalized": "share",
-    "probability": "share",
-    "change": "",
-}
-_SIZES = ("documents", "scored_tokens", "items", "truncated")
+Measured = Mapping[str, Any] | None
 
 
 def render_results(results: Mapping[str, Any]) -> RenderableType:
-    """Makes the table of a run, an arm a column, and its result in words below.
+    """Makes the tables of a run: what was learned and forgotten, equal learning, cost.
 
     Args:
-        results: From `collect_results`.
+        results: `results.json`, see `jaxrecipes.report.results`.
 
     Returns:
-        What a rich console prints.
+        Something for `rich.console.Console.print`.
     """
-    table = Table(title=Text(f"{results['run']}: learned and forgotten"), title_justify="left")
-    table.add_column("")
-    for arm in results["arms"]:
-        table.add_column(Text(arm["name"]), justify="right")
-    for row in result_rows(results):
-        label = Text(row.label).append(f" ({row.unit})" if row.unit else "", style="dim")
-        table.add_row(label, *(Text(cell) for cell in row.cells))
-    return Group(table, *(Text(sentence) for sentence in headline(results)))
+    parts: list[RenderableType] = [Text(results["headline"], style="bold"), Text()]
+    parts += [_learned(results), Text(), _cost(results)]
+    if len(results["arms"]) > 1:
+        parts[3:3] = [Text(), _equal_learning(results)]
+    return Group(*parts)
 
 
 def render_evaluation(record: Mapping[str, Any], *, title: str) -> RenderableType:
-    """Makes the table of one evaluation, a set a column.
+    """Makes the table of one evaluation record.
 
     Args:
         record: See `jaxrecipes.evaluate.record`.
         title: What was evaluated.
 
     Returns:
-        What a rich console prints.
+        A table, one row a measure, one column a set.
     """
-    names = [name for name in ("learn", "keep", "choices", "last_words") if record.get(name)]
-    table = Table(title=Text(title), title_justify="left")
-    table.add_column("")
-    for name in names:
-        table.add_column(name.replace("_", " "), justify="right")
-    for field, unit in _EVALUATION.items():
-        cells = [interval_text(measured(record, name, field)) for name in names]
-        if any(cell != MISSING for cell in cells):
-            label = Text(field.replace("_", " ")).append(f" ({unit})" if unit else "", style="dim")
-            table.add_row(label, *cells)
-    for field in _SIZES:
-        sizes = [record[name].get(field) for name in names]
-        if any(size is not None for size in sizes):
-            cells = [MISSING if size is None else f"{size:,}" for size in sizes]
-            table.add_row(field.replace("_", " "), *cells)
+    table = Table(title=Text(title), title_justify="left", show_edge=False, pad_edge=False)
+    table.add_column("measure")
+    sets = [name for name in ("learn", "keep") if record.get(name)]
+    for name in sets:
+        table.add_column(name, justify="right")
+    rows = (
+        ("loss, nats a token", "loss", False),
+        ("change from the base", "change", True),
+        ("perplexity", "perplexity", False),
+        ("bits a byte", "bits_per_byte", False),
+        ("KL(base || model), nats a token", "kl", False),
+    )
+    for label, key, signed in rows:
+        blocks = [record[name].get(key) for name in sets]
+        if any(blocks):
+            table.add_row(label, *(_cell(block, signed=signed) for block in blocks))
+    table.add_row("documents", *(f"{record[name].get('documents', 0):,}" for name in sets))
+    table.add_row("scored tokens", *(f"{record[name].get('scored_tokens', 0):,}" for name in sets))
+    for key, label in (("choices", "multiple choice"), ("last_words", "last words")):
+        block = record.get(key)
+        if block:
+            cell = _cell(percent(block["accuracy"]), digits=1)
+            table.add_row(f"{label}, % of {block['items']}", cell, *([""] * (len(sets) - 1)))
+    return table
+
+
+def _cell(measured: Measured, *, digits: int = 3, signed: bool = False) -> Text:
+    """Puts the interval, dim, under the value."""
+    text = Text(value(measured, digits, signed=signed), justify="right")
+    bounds = interval(measured, digits, signed=signed)
+    if bounds:
+        text.append(f"\n{bounds}", style="dim")
+    return text
+
+
+def _table(title: str, *columns: str) -> Table:
+    table = Table(title=title, title_justify="left", show_edge=False, pad_edge=False)
+    for index, column in enumerate(columns):
+        table.add_column(column, justify="right" if index else "left", overflow="fold")
+    return table
+
+
+def _learned(results: Mapping[str, Any]) -> Table:
+    table = _table(
+        "Learned and forgotten (95 % intervals over documents)",
+        "arm",
+        "learn loss",
+        "learned",
+        "KL to base\non keep set",
+        "keep loss\nchange",
+        "accuracy\nchange, pts",
+    )
+    for arm in results["arms"]:
+        after = arm["after"]
+        learn, keep = after["learn"], after.get("keep") or {}
+        choices = after.get("choices") or {}
+        table.add_row(
+            Text(arm["name"]),
+            _cell(learn["loss"]),
+            _cell(negative(learn.get("change")), signed=True),
+            _cell(keep.get("kl")),
+            _cell(keep.get("change"), signed=True),
+            _cell(percent(choices.get("change")), digits=1, signed=True),
+        )
+    return table
+
+
+def _equal_learning(results: Mapping[str, Any]) -> RenderableType:
+    comparison = results["equal_learning"]["kl"]
+    if comparison["gain"] is None:
+        return Text(f"No comparison at equal learning: {comparison['reason']}.")
+    table = _table(
+        f"Forgotten at equal learning ({number(comparison['gain'])} nats a token learned)",
+        "arm",
+        "KL to base on keep set",
+        f"difference from {results['arms'][0]['name']}",
+    )
+    for arm in results["arms"]:
+        name = arm["name"]
+        difference = comparison["differences"].get(name)
+        table.add_row(
+            Text(name),
+            _cell(comparison["forgetting"].get(name)),
+            _cell(difference, signed=True) if difference else "",
+        )
+    if comparison["reason"]:
+        table.caption = comparison["reason"]
+    return table
+
+
+def _cost(results: Mapping[str, Any]) -> Table:
+    table = _table(
+        "Cost", "arm", "trained", "frozen", "steps", "tokens", "time", "tokens/s", "memory"
+    )
+    for arm in results["arms"]:
+        summary = arm["summary"]
+        unfinished = "" if arm["finished"] else " (not finished)"
+        table.add_row(
+            Text(arm["name"] + unfinished),
+            count(summary.get("trained_parameters")),
+            count(summary.get("frozen_parameters")),
+            f"{arm['after']['step']:,}",
+            count(arm["after"]["tokens"]),
+            duration(arm["training_seconds"]),
+            count(arm["tokens_per_second"]),
+            memory(summary.get("peak_memory_bytes")),
+        )
     return table
