@@ -163,7 +163,10 @@ class EvaluateSection(Section):
         "start is always evaluated.",
     )
     learn_documents: int | None = Field(
-        default=None, ge=2, description="Use at most this many held-out learn documents. null: all."
+        default=None,
+        ge=2,
+        description="Use at most this many held-out learn documents, each to its first "
+        "`data.length` tokens. null: all.",
     )
     keep_documents: int | None = Field(
         default=None, ge=2, description="Use at most this many keep documents. null: all."

@@ -2,8 +2,8 @@
 
 Arms learn at different speeds, so comparing what they forgot after the same number of steps
 favours the one that learned least. Along its run an arm draws a curve of (gain, forgetting), from
-(0, 0) on; forgetting is read off where the running maximum of the gain first reaches a common
-value, by linear interpolation between two evaluations. The common value is the largest gain that
+the untrained model at (0, 0) on; forgetting is read off where the running maximum of the gain first
+reaches a common value, by linear interpolation between two evaluations. The common value is the largest gain that
 every arm reached: nothing is extrapolated.
 """
 
@@ -24,13 +24,13 @@ _MAX_UNDEFINED = 0.05
 
 @dataclass(frozen=True)
 class Curve:
-    """An arm's evaluations in the order of its run, the untrained base as the first.
+    """An arm's evaluations in the order of its run, the first one before training.
 
     Attributes:
         name: Name of the arm.
         steps: int64 [points], increasing, first 0.
-        gain: float64 [points], base learn loss minus learn loss, nats a token; first 0.
-        forgetting: float64 [points], on the keep set; first 0.
+        gain: float64 [points], base learn loss minus learn loss, nats a token.
+        forgetting: float64 [points], on the keep set.
         gain_sums: float64 [points, learn documents], gain summed over each document's tokens, or
             None without sums by document.
         learn_tokens: float64 [learn documents], or None.
@@ -173,29 +173,38 @@ def curve_from_records(
             "accuracy": decrease of the accuracy on multiple-choice items (no intervals).
 
     Returns:
-        The curve, with (0, 0) as its first point; or, where there is none, the reason.
+        The curve; or, where there is none, the reason. Evaluations without the measure are left
+        out. Where there is none at step 0, the curve begins with (0, 0), the base.
 
     Raises:
         DataError: The measure is unknown.
     """
     if measure not in ("kl", "loss", "accuracy"):
         raise DataError(f"forgetting measure {measure!r} is unknown; expected kl, loss or accuracy")
-    ordered = [record for _, record in sorted({r["step"]: r for r in records}.items())]
-    trained = [record for record in ordered if record["step"] > 0]
-    if not trained:
-        return f"{name} has no evaluation after training began"
-    gains, forgetting = [0.0], [0.0]
-    for record in trained:
-        gain = _number(record, "learn", "change")
-        lost = _forgetting(record, measure)
-        if gain is None or lost is None:
-            return f"{name} has no {'gain' if gain is None else measure} at step {record['step']}"
-        gains.append(-gain)
-        forgetting.append(lost)
-    sums = _sums(trained, measure)
+    latest = {record["step"]: record for record in records}
+    points, gains, forgetting = [], [], []
+    for _, record in sorted(latest.items()):
+        change, lost = _number(record, "learn", "change"), _forgetting(record, measure)
+        if change is not None and lost is not None:
+            points.append(record)
+            gains.append(-change)
+            forgetting.append(lost)
+    if not any(record["step"] > 0 for record in points):
+        what = {"kl": "KL to the base", "loss": "loss", "accuracy": "accuracy"}[measure]
+        where = "the multiple-choice items" if measure == "accuracy" else "the keep set"
+        return f"{name} has no {what} on {where} after training began"
+    sums = _sums(points, measure)
+    if points[0]["step"] > 0:
+        # An evaluation before training was not written: the base itself, by definition.
+        gains, forgetting = [0.0, *gains], [0.0, *forgetting]
+        sums = {
+            key: value if key.endswith("tokens") else np.pad(value, ((1, 0), (0, 0)))
+            for key, value in sums.items()
+        }
+    steps = [record["step"] for record in points]
     return Curve(
         name=name,
-        steps=np.asarray([0] + [record["step"] for record in trained]),
+        steps=np.asarray(steps if steps[0] == 0 else [0, *steps]),
         gain=np.asarray(gains),
         forgetting=np.asarray(forgetting),
         **sums,
@@ -231,9 +240,9 @@ def _sums(records: Sequence[Mapping[str, Any]], measure: str) -> dict[str, np.nd
         for one in keep
     ]
     return {
-        "gain_sums": np.stack([np.zeros_like(gain[0]), *gain]),
+        "gain_sums": np.stack(gain),
         "learn_tokens": np.asarray(learn[0]["tokens"], float),
-        "forgetting_sums": np.stack([np.zeros_like(lost[0]), *lost]),
+        "forgetting_sums": np.stack(lost),
         "keep_tokens": np.asarray(keep[0]["tokens"], float),
     }
 

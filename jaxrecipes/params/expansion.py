@@ -172,6 +172,9 @@ def expand_blocks(
     layers: Tree = {}
     for index, (source, is_new) in enumerate(order):
         block = params["layers"][str(source)]
+        if is_new:
+            # Arrays of its own: training gives the new block's buffers away, not its source's.
+            block = jax.tree.map(lambda leaf: leaf.copy(), block)
         if is_new and init == "identity":
             block = identity_block(config, block)
         elif is_new and init == "random":

@@ -6,7 +6,6 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import jax.numpy as jnp
 from rich.console import Console
@@ -79,7 +78,18 @@ def prepare_data(config: Config, base: BaseModel, output: Path, console: Console
     """
     vocab_size = read_model_config(base.folder).vocab_size
 
-    def make(name: str, section: SourceSection, split: Split | None, limit: int | None) -> Any:
+    def make(
+        name: str,
+        section: SourceSection,
+        split: Split | None,
+        limit: int | None,
+        *,
+        measured: bool = True,
+    ) -> PreparedSet:
+        overlong = config.data.overlong
+        if measured and overlong == "split":
+            # A measured document counts once: its first row, so that many can be measured.
+            overlong = "truncate"
         limits = [value for value in (limit, section.limit_documents) if value is not None]
         return prepare(
             output / "data" / name,
@@ -88,7 +98,7 @@ def prepare_data(config: Config, base: BaseModel, output: Path, console: Console
             tokenizer_fingerprint=base.tokenizer_fingerprint,
             vocab_size=vocab_size,
             length=config.data.length,
-            overlong=config.data.overlong,
+            overlong=overlong,
             attend=config.data.attend,
             split=split,
             limit_documents=min(limits) if limits else None,
@@ -101,7 +111,9 @@ def prepare_data(config: Config, base: BaseModel, output: Path, console: Console
         held = Split("held_out", config.data.held_out, config.seed)
         kept = Split("train", config.data.held_out, config.seed)
         suffix = "" if len(config.data.learn) == 1 else f"_{number}"
-        train.append((make(f"learn_train{suffix}", section, kept, None), section.weight))
+        train.append(
+            (make(f"learn_train{suffix}", section, kept, None, measured=False), section.weight)
+        )
         held_out.append(make(f"learn_held_out{suffix}", section, held, share))
     keep, keep_key = _keep_rows(config, base, output, console, make)
     keys = [prepared.manifest["key"] for prepared in [*(p for p, _ in train), *held_out]]

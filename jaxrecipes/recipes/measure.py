@@ -18,7 +18,13 @@ from jaxrecipes.evaluate.choices import (
     read_choice_items,
     read_last_word_items,
 )
-from jaxrecipes.evaluate.record import EvaluationSuite, Record, build_suite, evaluate_arm
+from jaxrecipes.evaluate.record import (
+    EvaluationSuite,
+    Record,
+    build_suite,
+    choices_block,
+    evaluate_arm,
+)
 from jaxrecipes.evaluate.token_bytes import token_byte_lengths
 from jaxrecipes.models.config import ModelConfig
 from jaxrecipes.models.stacking import Layout
@@ -117,5 +123,10 @@ def build_measure(config: Config, base: Imported, tokenizer: Any, data: DataSets
         layout=layout,
         seed=config.seed,
     )
-    record = evaluate_arm(suite, base.config, params, step=0, tokens=0, layout=layout)
+    # The suite has scored the base's items already.
+    sets_only = replace(suite, choices=None, last_words=None)
+    record = evaluate_arm(sets_only, base.config, params, step=0, tokens=0, layout=layout)
+    for name, scores in (("choices", suite.base_choices), ("last_words", suite.base_last_words)):
+        if scores is not None:
+            record[name] = choices_block(scores, scores, seed=suite.seed)
     return Measure(suite, record)

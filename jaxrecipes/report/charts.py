@@ -97,8 +97,8 @@ def draw_charts(results: Results, folder: Path) -> list[Chart]:
                 _losses(results),
                 folder / "losses.png",
                 "Loss along the run",
-                f"Loss on the learn set and on the keep set over training tokens ({names}), with "
-                "95 % intervals. The dashed line is the base model.",
+                f"Loss on the learn set and on the keep set over training tokens ({names}). Bands "
+                "are 95 % intervals of the change from the base model, the dashed line.",
             )
         )
         if any(arm["training"] for arm in results["arms"]):
@@ -188,13 +188,16 @@ def _loss_panel(axes: Axes, results: Results, name: str) -> None:
         if not records:
             continue
         x = [record["tokens"] for record in records]
-        y, error = _whiskers([record[name]["loss"] for record in records])
+        loss = [record[name]["loss"] for record in records]
+        change = [record[name].get("change") for record in records]
+        y, error = _whiskers(loss)
+        if all(one and one["value"] is not None for one in change):
+            # How the loss moved is known better than the loss: documents differ more than models.
+            moved, error = _whiskers(change)
+            base = float(y[-1] - moved[-1])
         colour, marker = _look(index)
-        axes.fill_between(x, y - error[0], y + error[1], color=colour, alpha=0.10, lw=0)
+        axes.fill_between(x, y - error[0], y + error[1], color=colour, alpha=0.16, lw=0)
         axes.plot(x, y, color=colour, marker=marker, markersize=5, lw=1.8, label=arm["name"])
-        change = records[-1][name].get("change")
-        if change and change["value"] is not None:
-            base = y[-1] - change["value"]
     if base is not None:
         axes.axhline(base, color=_FAINT, lw=1, ls=(0, (5, 3)), zorder=1, label="base")
 

@@ -64,7 +64,11 @@ def _headline(arms: Sequence[Arm], comparison: Mapping[str, Any], learned: list[
         names = [name for name in others if verdicts[name] == kind]
         if names:
             parts.append(f"{word} {_listed(names)}")
-    sentence = f"At equal learning, {first} {', and '.join(parts)}."
+    sentence = f"At equal learning, {first} {', and '.join(parts)}"
+    if len(others) == 1:
+        ours, theirs = (value(comparison["forgetting"].get(one)) for one in (first, others[0]))
+        sentence += f" ({ours} against {theirs} nats a token from the base)"
+    sentence += "."
     if "less" not in verdicts.values() and "unknown" not in verdicts.values():
         sentence += f" Here {first} is not the better choice."
     return sentence
@@ -82,7 +86,7 @@ def _learned(arm: Arm) -> str:
     moved = f"from {before} to {loss} nats a token"
     bounds = interval(gain)
     low, high = gain["low"], gain["high"]
-    known = "" if not bounds else f" (gain {value(gain)}, 95 % interval {bounds})"
+    known = "" if not bounds else f" (gain {value(gain)}, 95\u00a0% interval {bounds})"
     if low is None or high is None:
         sentence = f"{name}: loss on the learn set went {moved}"
     elif low > 0:
@@ -134,12 +138,12 @@ def _accuracy(arms: Sequence[Arm]) -> list[str]:
             base = accuracy["value"] - change["value"]
             bounds = interval(change, 1, signed=True)
             parts.append(
-                f"{arm['name']} {value(accuracy, 1)} % ({value(change, 1, signed=True)} points"
+                f"{arm['name']} {value(accuracy, 1)}\u00a0% ({value(change, 1, signed=True)} points"
                 + (f", {bounds})" if bounds else ")")
             )
         if parts:
             sentences.append(
-                f"Accuracy on {items} {what}: base {number(base, 1)} %, {', '.join(parts)}."
+                f"Accuracy on {items} {what}: base {number(base, 1)}\u00a0%, {', '.join(parts)}."
             )
     return sentences
 

@@ -206,7 +206,7 @@ def _tile(arm: Mapping[str, Any]) -> dict[str, Any]:
     keep, choices = after.get("keep") or {}, after.get("choices") or {}
     entries = [
         ("learned", "nats a token", negative(after["learn"].get("change")), 3, True),
-        ("forgotten", "nats a token from the base", keep.get("kl"), 3, False),
+        ("forgotten", "nats a token", keep.get("kl"), 3, False),
         ("accuracy", "points", percent(choices.get("change")), 1, True),
     ]
     return {

@@ -97,6 +97,13 @@ def compare(records: Mapping[str, Sequence[Mapping[str, Any]]], measure: str) ->
     """
     curves = [curve_from_records(name, found, measure=measure) for name, found in records.items()]
     reasons = [curve for curve in curves if isinstance(curve, str)]
+    if measure == "accuracy":
+        # Items cost more than documents and may be scored at both ends only: no curve, two points.
+        reasons += [
+            f"{curve.name} was asked the questions {len(curve.steps)} times; a curve needs three"
+            for curve in curves
+            if isinstance(curve, Curve) and len(curve.steps) < 3
+        ]
     if reasons:
         return EqualLearning(None, {}, {}, "; ".join(reasons))
     return equal_learning([curve for curve in curves if isinstance(curve, Curve)])
@@ -148,7 +155,9 @@ def _json(path: Path) -> dict[str, Any]:
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise DataError(f"{path}: cannot be read as JSON ({error}); run the config again") from error
+        raise DataError(
+            f"{path}: cannot be read as JSON ({error}); run the config again"
+        ) from error
     if not isinstance(found, dict):
         raise DataError(f"{path}: expected a JSON object, found {type(found).__name__}")
     return found

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from rich import box
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
 from jaxrecipes.report.numbers import (
+    clock,
     count,
-    duration,
     interval,
     memory,
     negative,
@@ -21,6 +22,7 @@ from jaxrecipes.report.numbers import (
 )
 
 Measured = Mapping[str, Any] | None
+_TIGHT: dict[str, Any] = {"pad_edge": False, "show_edge": False}
 
 
 def render_results(results: Mapping[str, Any]) -> RenderableType:
@@ -49,7 +51,12 @@ def render_evaluation(record: Mapping[str, Any], *, title: str) -> RenderableTyp
     Returns:
         A table, one row a measure, one column a set.
     """
-    table = Table(title=Text(title), title_justify="left", show_edge=False, pad_edge=False)
+    table = Table(
+        title=Text(title, style="bold"),
+        title_justify="left",
+        box=box.SIMPLE_HEAD,
+        **_TIGHT,
+    )
     table.add_column("measure")
     sets = [name for name in ("learn", "keep") if record.get(name)]
     for name in sets:
@@ -78,28 +85,29 @@ def render_evaluation(record: Mapping[str, Any], *, title: str) -> RenderableTyp
 def _cell(measured: Measured, *, digits: int = 3, signed: bool = False) -> Text:
     """Puts the interval, dim, under the value."""
     text = Text(value(measured, digits, signed=signed), justify="right")
-    bounds = interval(measured, digits, signed=signed)
+    bounds = interval(measured, digits, signed=signed).replace(" to ", "…")
     if bounds:
         text.append(f"\n{bounds}", style="dim")
     return text
 
 
 def _table(title: str, *columns: str) -> Table:
-    table = Table(title=title, title_justify="left", show_edge=False, pad_edge=False)
+    table = Table(
+        title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, **_TIGHT
+    )
     for index, column in enumerate(columns):
-        table.add_column(column, justify="right" if index else "left", overflow="fold")
+        table.add_column(column, justify="right" if index else "left", no_wrap=not index)
     return table
 
 
 def _learned(results: Mapping[str, Any]) -> Table:
     table = _table(
-        "Learned and forgotten (95 % intervals over documents)",
+        "Learned and forgotten, nats a token (95 % intervals over documents)",
         "arm",
-        "learn loss",
         "learned",
-        "KL to base\non keep set",
-        "keep loss\nchange",
-        "accuracy\nchange, pts",
+        "KL to base",
+        "keep loss rise",
+        "accuracy, pts",
     )
     for arm in results["arms"]:
         after = arm["after"]
@@ -107,7 +115,6 @@ def _learned(results: Mapping[str, Any]) -> Table:
         choices = after.get("choices") or {}
         table.add_row(
             Text(arm["name"]),
-            _cell(learn["loss"]),
             _cell(negative(learn.get("change")), signed=True),
             _cell(keep.get("kl")),
             _cell(keep.get("change"), signed=True),
@@ -140,20 +147,25 @@ def _equal_learning(results: Mapping[str, Any]) -> RenderableType:
 
 
 def _cost(results: Mapping[str, Any]) -> Table:
-    table = _table(
-        "Cost", "arm", "trained", "frozen", "steps", "tokens", "time", "tokens/s", "memory"
-    )
+    table = _table("Cost", "arm", "trained", "of all", "steps", "tokens", "time", "tok/s", "memory")
     for arm in results["arms"]:
         summary = arm["summary"]
-        unfinished = "" if arm["finished"] else " (not finished)"
+        unfinished = "" if arm["finished"] else " *"
         table.add_row(
             Text(arm["name"] + unfinished),
             count(summary.get("trained_parameters")),
-            count(summary.get("frozen_parameters")),
+            count(_parameters(summary)),
             f"{arm['after']['step']:,}",
             count(arm["after"]["tokens"]),
-            duration(arm["training_seconds"]),
+            clock(arm["training_seconds"]),
             count(arm["tokens_per_second"]),
             memory(summary.get("peak_memory_bytes")),
         )
+    if not all(arm["finished"] for arm in results["arms"]):
+        table.caption = "* not finished"
     return table
+
+
+def _parameters(summary: Mapping[str, Any]) -> int | None:
+    trained, frozen = summary.get("trained_parameters"), summary.get("frozen_parameters")
+    return None if trained is None or frozen is None else trained + frozen

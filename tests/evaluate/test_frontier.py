@@ -131,16 +131,31 @@ def test_curves_from_records():
     assert made.forgetting.tolist() == [0.0, 0.1, 0.4]
     loss = curve_from_records("a", records, measure="loss")
     accuracy = curve_from_records("a", records, measure="accuracy")
-    assert isinstance(loss, Curve) and loss.forgetting.tolist() == [0.0, 0.2, 0.2]
-    assert isinstance(accuracy, Curve) and accuracy.forgetting.tolist() == [0.0, 0.1, 0.1]
+    assert isinstance(loss, Curve) and loss.forgetting.tolist() == [0.2, 0.2, 0.2]
+    assert isinstance(accuracy, Curve) and accuracy.forgetting.tolist() == [0.1, 0.1, 0.1]
+
+
+def test_evaluations_without_the_measure_are_left_out():
+    without = {**record(10, -0.1, 0.1), "choices": None}
+    made = curve_from_records("a", [without, record(20, -0.3, 0.4)], measure="accuracy")
+    assert isinstance(made, Curve)
+    assert made.steps.tolist() == [0, 20] and made.forgetting.tolist() == [0.0, 0.1]
+
+
+def test_surgery_that_changes_the_function_starts_off_the_origin():
+    made = curve_from_records("copy", [record(0, 0.5, 2.0), record(10, -0.3, 0.6)])
+    assert isinstance(made, Curve)
+    assert made.gain.tolist() == [-0.5, 0.3] and made.forgetting.tolist() == [2.0, 0.6]
+    # Half of 0.3 is reached after 13/16 of the way.
+    result = equal_learning([made, curve("b", [0, 0.15], [0, 1])])
+    assert result.forgetting["copy"].value == pytest.approx(2.0 - 1.4 * 0.65 / 0.8)
 
 
 def test_records_without_a_measure_give_a_reason():
     without = {**record(10, -0.1, 0.1), "keep": None}
-    assert curve_from_records("a", [without]) == "a has no kl at step 10"
-    assert curve_from_records("a", [record(0, 0.0, 0.0)]) == (
-        "a has no evaluation after training began"
-    )
+    reason = curve_from_records("a", [without])
+    assert reason == "a has no KL to the base on the keep set after training began"
+    assert "after training began" in str(curve_from_records("a", [record(0, 0.0, 0.0)]))
     with pytest.raises(DataError, match="'bleu' is unknown"):
         curve_from_records("a", [], measure="bleu")
 

@@ -192,3 +192,19 @@ def test_a_second_expansion_counts_the_first_as_inherited():
     assert second.config.num_layers == 9
     assert switch_off_new_blocks(second.config, second.params)[0].num_layers == 6
     assert layers_pattern(second.positions) == "layers/(2|5|8)/.*"
+
+
+def test_new_blocks_share_no_array_with_their_source():
+    config = tiny_config()
+    params = jax.tree.map(jnp.asarray, tiny_params(config))
+    for init in ("identity", "copy"):
+        expanded = expand_blocks(config, params, new_blocks=2, init=init)
+        for position, source in zip(expanded.positions, expanded.sources, strict=True):
+            new = flatten(expanded.params["layers"][str(position)])
+            old = flatten(params["layers"][str(source)])
+            assert all(new[path] is not old[path] for path in old)
+            assert all(
+                new[path].unsafe_buffer_pointer() != old[path].unsafe_buffer_pointer()
+                for path in old
+                if isinstance(new[path], jax.Array)
+            )
