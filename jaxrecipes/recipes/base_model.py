@@ -95,6 +95,9 @@ def locate_base(
 
 
 def _opened(folder: Path) -> BaseModel:
+    # Before the tokenizer: its library reads config.json too, and what it says about a wrong value
+    # there reads as if the tokenizer were damaged.
+    read_model_config(folder)
     tokenizer = load_tokenizer(folder)
     names = sorted([*folder.glob("*.safetensors"), *folder.glob("*.json")])
     digests = [f"{path.name} {file_sha256(path)}" for path in names]

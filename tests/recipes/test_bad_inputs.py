@@ -313,7 +313,7 @@ CASES: list[tuple[str, Spoil, str, int]] = [
         "compare.0.train.steps",
         USAGE,
     ),
-    ("arm-twice", put("compare", [FULL, FULL]), "the name 'full' is taken", USAGE),
+    ("arm-twice", put("compare", [FULL, dict(FULL)]), "the name 'full' is taken", USAGE),
     ("bad-override", command("run", "{config}", "train.stepz=1"), "did you mean", USAGE),
     # The data.
     ("data-missing", learn_source("gone.jsonl"), "gone.jsonl", DATA),
