@@ -2,9 +2,9 @@
 
 Arms learn at different speeds, so comparing what they forgot after the same number of steps
 favours the one that learned least. Along its run an arm draws a curve of (gain, forgetting), from
-the untrained model at (0, 0) on; forgetting is read off where the running maximum of the gain first
-reaches a common value, by linear interpolation between two evaluations. The common value is the largest gain that
-every arm reached: nothing is extrapolated.
+the untrained model at (0, 0) on; forgetting is read off where the running maximum of the gain
+first reaches a common value, by linear interpolation between two evaluations. The common value is
+the largest gain that every arm reached: nothing is extrapolated.
 """
 
 from __future__ import annotations

@@ -23,7 +23,7 @@ from jaxrecipes.report.numbers import number
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 _INK, _FAINT = "#1b1f24", "#6b7480"
-_STYLE = {
+_STYLE: dict[Any, Any] = {
     "font.family": "DejaVu Sans",
     "font.size": 10.5,
     "text.color": _INK,
