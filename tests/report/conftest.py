@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -151,6 +152,12 @@ def write_run(folder: Path, arms: dict = ARMS) -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def written_run(tmp_path_factory) -> Path:
+    return write_run(tmp_path_factory.mktemp("run") / "fixture")
+
+
 @pytest.fixture
-def run_folder(tmp_path) -> Path:
-    return write_run(tmp_path / "fixture")
+def run_folder(written_run, tmp_path) -> Path:
+    """A copy that a test may change: writing one takes most of a second."""
+    return Path(shutil.copytree(written_run, tmp_path / "fixture"))
