@@ -19,7 +19,7 @@ from jaxrecipes.params.expansion import block_order
 from jaxrecipes.params.layout import plan_layout, to_runtime
 from jaxrecipes.params.partition import partition
 from jaxrecipes.params.rules import label
-from jaxrecipes.recipes.surgery import layers_pattern
+from jaxrecipes.params.surgery import layers_pattern
 from jaxrecipes.train.flops import count_flops
 from jaxrecipes.train.optimizer import (
     OptimizerSettings,

@@ -1,6 +1,6 @@
 """Training speed and memory against PyTorch: SmolLM2-135M's shape, float32, 4 x 256 tokens, CPU.
 
-    python benchmarks/vs_torch.py [--steps 6] [--rounds 3] [--remat none]
+    python benchmarks/vs_torch.py [--steps 6] [--rounds 3] [--remat dots]
 
 Both sides run interleaved, each round in processes of their own on all cores; the ratio of the
 median step times and of the peak resident memory is printed. PyTorch: `transformers`' model, SDPA
@@ -63,7 +63,7 @@ def our_side(arm: str, steps: int, remat: str) -> dict[str, Any]:
     from jaxrecipes.params.layout import plan_layout, to_runtime
     from jaxrecipes.params.partition import partition
     from jaxrecipes.params.rules import label
-    from jaxrecipes.recipes.surgery import layers_pattern
+    from jaxrecipes.params.surgery import layers_pattern
     from jaxrecipes.train.optimizer import (
         OptimizerSettings,
         learning_rate_schedule,
@@ -120,7 +120,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--steps", type=int, default=6)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--remat", default="none")
+    parser.add_argument("--remat", default="dots")
     parser.add_argument("--side", help=argparse.SUPPRESS)
     parser.add_argument("--arm", help=argparse.SUPPRESS)
     options = parser.parse_args()

@@ -75,7 +75,7 @@ def list_recipes(arguments: argparse.Namespace, overrides: list[str]) -> None:
 
 def new(arguments: argparse.Namespace, overrides: list[str]) -> None:
     """Copies an annotated config."""
-    from jaxrecipes.recipes.shipped import shipped_config
+    from jaxrecipes.config.shipped import shipped_config
 
     file: Path = arguments.file
     source = shipped_config(arguments.recipe, arguments.config)
@@ -116,7 +116,7 @@ def preview(arguments: argparse.Namespace, overrides: list[str]) -> int | None:
     config = _load(arguments.config, overrides)
     from rich.console import Console
 
-    from jaxrecipes.recipes import inspect
+    from jaxrecipes.experiment import inspect
 
     return inspect.preview(config, console=Console(), rows=arguments.rows)
 
@@ -126,7 +126,7 @@ def plan(arguments: argparse.Namespace, overrides: list[str]) -> int | None:
     config = _load(arguments.config, overrides)
     from rich.console import Console
 
-    from jaxrecipes.recipes.plan import plan as print_plan
+    from jaxrecipes.experiment.plan import plan as print_plan
 
     return print_plan(config, console=Console())
 
@@ -136,7 +136,7 @@ def run(arguments: argparse.Namespace, overrides: list[str]) -> int | None:
     config = _load(arguments.config, overrides)
     from rich.console import Console
 
-    from jaxrecipes.recipes import experiment
+    from jaxrecipes.experiment import run as experiment
 
     return experiment.run(config, console=Console())
 
@@ -146,7 +146,7 @@ def evaluate(arguments: argparse.Namespace, overrides: list[str]) -> int | None:
     config = _load(arguments.config, overrides)
     from rich.console import Console
 
-    from jaxrecipes.recipes import inspect
+    from jaxrecipes.experiment import inspect
 
     return inspect.evaluate(config, console=Console(), checkpoint=arguments.checkpoint)
 
@@ -158,7 +158,7 @@ def generate(arguments: argparse.Namespace, overrides: list[str]) -> int | None:
         raise UsageError("no prompt: give one after the checkpoint, or lines on standard input")
     from rich.console import Console
 
-    from jaxrecipes.recipes import inspect
+    from jaxrecipes.experiment import inspect
 
     return inspect.generate(
         arguments.checkpoint,
@@ -177,7 +177,7 @@ def export(arguments: argparse.Namespace, overrides: list[str]) -> int | None:
     """Writes the checkpoint of an arm somewhere else."""
     from rich.console import Console
 
-    from jaxrecipes.recipes import inspect
+    from jaxrecipes.experiment import inspect
 
     return inspect.export(
         arguments.run,
@@ -192,7 +192,7 @@ def report(arguments: argparse.Namespace, overrides: list[str]) -> int | None:
     """Writes the report of a run again."""
     from rich.console import Console
 
-    from jaxrecipes.recipes import inspect
+    from jaxrecipes.experiment import inspect
 
     return inspect.report(arguments.run, console=Console())
 

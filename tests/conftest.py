@@ -16,6 +16,20 @@ import pytest
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--kills", type=int, default=4, help="moments at which test_kill.py kills a run (default 4)"
+    )
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "kill_number" in metafunc.fixturenames:
+        kills = metafunc.config.getoption("--kills")
+        metafunc.parametrize("kill_number", range(kills))
+        metafunc.parametrize("kills", [kills])
+
+
 _VOCABULARY = 272  # 256 bytes, three special tokens, and some rows that no token uses
 _COMMON: dict[str, Any] = {
     "vocab_size": _VOCABULARY,

@@ -11,8 +11,8 @@ import pytest
 
 from jaxrecipes import errors, failures
 from jaxrecipes.cli import main, split_overrides
+from jaxrecipes.config.shipped import shipped_config
 from jaxrecipes.recipes import RECIPES
-from jaxrecipes.recipes.shipped import shipped_config
 
 VERBS = ["ls", "new", "validate", "preview", "plan", "run", "eval", "generate", "export", "report"]
 VERBS += ["env"]
@@ -196,8 +196,8 @@ def test_work_gets_the_loaded_config_and_returns_its_exit_code(monkeypatch):
         return 75
 
     module = SimpleNamespace(run=run)
-    monkeypatch.setitem(sys.modules, "jaxrecipes.recipes.experiment", module)
-    monkeypatch.setattr("jaxrecipes.recipes.experiment", module, raising=False)
+    monkeypatch.setitem(sys.modules, "jaxrecipes.experiment.run", module)
+    monkeypatch.setattr("jaxrecipes.experiment.run", module, raising=False)
     assert main(["run", tiny(), "seed=9"]) == 75
     assert seen["config"].seed == 9
 

@@ -299,7 +299,7 @@ def test_the_resolved_config_reads_back_as_the_same_with_the_origin_of_each_valu
     config = load_config(write(VALID + "compare: [{recipe: full}]\n"), ["seed=7"])
     text = resolved_yaml(config)
     assert "seed: 7  # command line (seed=7)" in text
-    assert "remat: none  # default" in text
+    assert "remat: dots  # default" in text
     second = tmp_path / "run.yaml"
     second.write_text(text)
     assert load_config(second).model_dump() == config.model_dump()
@@ -313,7 +313,7 @@ def test_the_hash_sees_what_changes_results_and_nothing_else(write):
         "output=elsewhere",
         "name=x",
         "train.trackers.tensorboard=true",
-        "train.remat=none",
+        "train.remat=dots",
     ]:
         assert config_hash(load_config(path, [override])) == base, override
     for override in ["seed=1", "train.steps=11", "train.optimizer.beta1=0.8", "data.held_out=0.1"]:

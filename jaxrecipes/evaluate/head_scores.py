@@ -27,9 +27,14 @@ def same_head(head: Tree, base_head: Tree) -> bool:
     return all(bool(jnp.array_equal(a, b)) for a, b in zip(ours, theirs, strict=True))
 
 
+_CHUNK_STEP = 64
+
+
 def in_chunks(function: Any, chunk: int, *arrays: np.ndarray) -> list[np.ndarray]:
-    """Applies a function to `chunk` tokens at a time and concatenates each of its results."""
+    """Applies a function to at most `chunk` tokens at a time and concatenates its results."""
     count = arrays[0].shape[0]
+    # Few tokens, as of choice items, do not pay for a whole chunk; few sizes, for few programs.
+    chunk = min(chunk, -(-count // _CHUNK_STEP) * _CHUNK_STEP)
     results = []
     for start in range(0, count, chunk):
         parts = [array[start : start + chunk] for array in arrays]

@@ -21,14 +21,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxrecipes.errors import CheckpointError, DataError
+from jaxrecipes.errors import DataError
 from jaxrecipes.evaluate.bootstrap import Interval, difference_interval, ratio_interval
 from jaxrecipes.evaluate.head_scores import (
     expected_embedding,
@@ -114,6 +113,7 @@ class BaseCache:
             base's probabilities; None with a final soft-cap, where it would be of no use.
         log_normalizer: float32 [tokens].
         nll: float32 [tokens], the base's loss.
+        correct: bool [tokens], whether the base ranks the target first.
     """
 
     key: str
@@ -122,6 +122,7 @@ class BaseCache:
     expected_embedding: np.ndarray | None
     log_normalizer: np.ndarray
     nll: np.ndarray
+    correct: np.ndarray
 
 
 def evaluate_set(
@@ -186,20 +187,7 @@ def evaluate_set(
             base.hidden_states.astype(states.dtype),
         )
 
-    def by_document(values: np.ndarray) -> np.ndarray:
-        return np.bincount(
-            scored.documents, values.astype(np.float64), minlength=len(rows.document_ids)
-        )
-
-    return DocumentSums(
-        document_ids=rows.document_ids,
-        tokens=by_document(np.ones(scored.targets.shape)),
-        nll=by_document(nll),
-        correct=by_document(correct),
-        bytes=None if token_bytes is None else by_document(token_bytes[scored.targets]),
-        kl=None if kl is None else by_document(kl),
-        base_nll=None if base is None else by_document(base.nll),
-    )
+    return _sums(rows, scored, token_bytes, nll, correct, kl, base)
 
 
 def base_cache(
@@ -232,7 +220,7 @@ def base_cache(
     scored = _scored_tokens(config, rows)
     states = _scored_states(config, params, rows, batch_size, compute_dtype, layout)
     head = head_subtree(config, params)
-    nll, _, normalizer = in_chunks(
+    nll, correct, normalizer = in_chunks(
         partial(score, *head_kind(config), head), chunk, states, scored.targets
     )
     expected = None
@@ -247,72 +235,28 @@ def base_cache(
         expected_embedding=expected,
         log_normalizer=normalizer,
         nll=nll,
+        correct=correct,
     )
 
 
-def save_base_cache(path: Path, cache: BaseCache, *, identity: str) -> None:
-    """Writes a cache, without the head, as safetensors; complete or not at all.
+def base_sums(
+    rows: EvaluationRows, base: BaseCache, token_bytes: np.ndarray | None = None
+) -> DocumentSums:
+    """Returns what `evaluate_set` would say of the base itself, without another forward pass.
 
     Args:
-        path: File to write.
-        cache: The cache.
-        identity: What the states depend on besides the rows: base checkpoint, compute dtype.
-    """
-    from safetensors.numpy import save_file
-
-    arrays = {
-        "hidden_states": cache.hidden_states,
-        "log_normalizer": cache.log_normalizer,
-        "nll": cache.nll,
-    }
-    if cache.expected_embedding is not None:
-        arrays["expected_embedding"] = cache.expected_embedding
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    save_file(arrays, temporary, metadata={"key": cache.key, "identity": identity})
-    temporary.replace(path)
-
-
-def load_base_cache(
-    path: Path, rows: EvaluationRows, *, head: Tree, identity: str
-) -> BaseCache | None:
-    """Reads a cache back.
-
-    Args:
-        path: File that `save_base_cache` wrote.
-        rows: The rows that will be evaluated.
-        head: The base's head, see `head_subtree`.
-        identity: As it was saved.
+        rows: The rows that `base` was computed on.
+        base: From `base_cache`.
+        token_bytes: As for `evaluate_set`.
 
     Returns:
-        The cache, or None where there is none or it belongs to other rows or another base.
-
-    Raises:
-        CheckpointError: The file is there but cannot be read.
+        Sums by document; the divergence from the base is zero.
     """
-    from safetensors import SafetensorError, safe_open
-
-    if not path.exists():
-        return None
-    try:
-        with safe_open(path, framework="numpy") as file:
-            metadata = file.metadata() or {}
-            if metadata.get("key") != rows.fingerprint() or metadata.get("identity") != identity:
-                return None
-            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(
-            f"{path}: the base model's cached states cannot be read ({error}); delete the file, "
-            "it will be computed again"
-        ) from error
-    return BaseCache(
-        key=metadata["key"],
-        head=jax.tree.map(np.array, head),
-        hidden_states=arrays["hidden_states"],
-        expected_embedding=arrays.get("expected_embedding"),
-        log_normalizer=arrays["log_normalizer"],
-        nll=arrays["nll"],
-    )
+    row, position = rows.scored()
+    targets = rows.token_ids[row, position + 1]
+    documents = rows.document_index[row, position + 1].astype(np.int64)
+    scored = _ScoredTokens(targets, documents)
+    return _sums(rows, scored, token_bytes, base.nll, base.correct, np.zeros_like(base.nll), base)
 
 
 @dataclass(frozen=True)
@@ -342,6 +286,33 @@ def _scored_tokens(config: ModelConfig, rows: EvaluationRows) -> _ScoredTokens:
     )
 
 
+def _sums(
+    rows: EvaluationRows,
+    scored: _ScoredTokens,
+    token_bytes: np.ndarray | None,
+    nll: np.ndarray,
+    correct: np.ndarray,
+    kl: np.ndarray | None,
+    base: BaseCache | None,
+) -> DocumentSums:
+    """Adds up values of scored tokens, each [tokens], by document."""
+
+    def by_document(values: np.ndarray) -> np.ndarray:
+        return np.bincount(
+            scored.documents, values.astype(np.float64), minlength=len(rows.document_ids)
+        )
+
+    return DocumentSums(
+        document_ids=rows.document_ids,
+        tokens=by_document(np.ones(scored.targets.shape)),
+        nll=by_document(nll),
+        correct=by_document(correct),
+        bytes=None if token_bytes is None else by_document(token_bytes[scored.targets]),
+        kl=None if kl is None else by_document(kl),
+        base_nll=None if base is None else by_document(base.nll),
+    )
+
+
 def _scored_states(
     config: ModelConfig,
     params: Tree,
@@ -353,6 +324,8 @@ def _scored_states(
     """Runs the decoder over all rows; returns the states before scored tokens, [tokens, hidden]."""
     count = rows.token_ids.shape[0]
     row, position = rows.scored()
+    # As equal as they can be: a last batch of a single row would cost as much as a full one.
+    batch_size = -(-count // -(-count // batch_size))
     states = []
     for start in range(0, count, batch_size):
         batch = [

@@ -37,7 +37,13 @@ from jaxrecipes.evaluate.choices import (
     choice_scores,
     last_word_scores,
 )
-from jaxrecipes.evaluate.likelihood import BaseCache, DocumentSums, base_cache, evaluate_set
+from jaxrecipes.evaluate.likelihood import (
+    BaseCache,
+    DocumentSums,
+    base_cache,
+    base_sums,
+    evaluate_set,
+)
 from jaxrecipes.evaluate.rows import EvaluationRows
 from jaxrecipes.models.config import ModelConfig
 from jaxrecipes.models.stacking import Layout
@@ -140,6 +146,24 @@ def build_suite(
         chunk=chunk,
         seed=seed,
     )
+
+
+def base_record(suite: EvaluationSuite) -> Record:
+    """Returns the record of the base itself, at step 0, from what the suite knows already."""
+    started = time.perf_counter()
+    record: Record = {"step": 0, "tokens": 0}
+    document_sums = {}
+    for name in _SETS:
+        record[name] = None
+        if name in suite.rows:
+            sums = base_sums(suite.rows[name], suite.bases[name], suite.token_bytes)
+            record[name] = set_block(sums, seed=suite.seed)
+            document_sums[name] = _sums_block(sums)
+    for name, scores in zip(_ITEMS, (suite.base_choices, suite.base_last_words), strict=True):
+        record[name] = None if scores is None else choices_block(scores, scores, seed=suite.seed)
+    record["document_sums"] = document_sums
+    record["seconds"] = round(time.perf_counter() - started, 3)
+    return record
 
 
 def evaluate_arm(

@@ -20,6 +20,7 @@ A run-time layout (`jaxrecipes.params.layout`) has `segments` in place of `layer
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -73,7 +74,15 @@ def abstract_params(config: ModelConfig, dtype: Any = jnp.float32) -> Tree:
 
     The one source of shapes for restoring, importing, sharding and counting.
     """
-    return jax.eval_shape(lambda: init_params(config, jax.random.key(0), dtype))
+    # One layer of each kind is traced: tracing all of them takes a second for thirty.
+    kinds = sorted(set(config.layer_types))
+    one_of_each = replace(config, num_layers=len(kinds), layer_types=tuple(kinds), new_blocks=())
+    params = jax.eval_shape(lambda: init_params(one_of_each, jax.random.key(0), dtype))
+    params["layers"] = {
+        str(index): jax.tree.map(lambda leaf: leaf, params["layers"][str(kinds.index(kind))])
+        for index, kind in enumerate(config.layer_types)
+    }
+    return params
 
 
 def layer_tokens(

@@ -15,6 +15,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 from jaxrecipes.models.attention import attention
 from jaxrecipes.models.config import ModelConfig
+from jaxrecipes.models.product import product
 from jaxrecipes.models.rope import rotate
 
 
@@ -78,7 +79,14 @@ class RMSNorm(nn.Module):
 
 def _dense(features: int, *, bias: bool, dtype: jnp.dtype, name: str) -> nn.Dense:
     initializer = nn.initializers.normal(stddev=0.02)
-    return nn.Dense(features, use_bias=bias, dtype=dtype, kernel_init=initializer, name=name)
+    return nn.Dense(
+        features,
+        use_bias=bias,
+        dtype=dtype,
+        kernel_init=initializer,
+        dot_general=lambda inputs, kernel, *_, **__: product(inputs, kernel),
+        name=name,
+    )
 
 
 class Attention(nn.Module):
@@ -149,7 +157,6 @@ class Attention(nn.Module):
             sliding_window=self.sliding_window,
         )
         mixed = mixed.reshape(batch, length, config.num_heads * config.head_dim)
-        mixed = checkpoint_name(mixed, "mixed")
         output = _dense(
             config.hidden_size,
             bias=config.attention_output_bias,
@@ -219,7 +226,7 @@ class Block(nn.Module):
         )
         if config.sandwich_norms:
             mixed = norm("attention_post_norm", mixed)
-        hidden_states = hidden_states + mixed
+        hidden_states = checkpoint_name(hidden_states + mixed, "after_attention")
         changed = MLP(config, name="mlp")(norm("mlp_norm", hidden_states))
         if config.sandwich_norms:
             changed = norm("mlp_post_norm", changed)

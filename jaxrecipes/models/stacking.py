@@ -79,23 +79,27 @@ RematPolicy = str
 REMAT_POLICIES: tuple[RematPolicy, ...] = ("none", "dots", "full")
 
 
-def rematerialise(function: Callable, policy: RematPolicy) -> Callable:
+def rematerialise(function: Callable, policy: RematPolicy, *, in_scan: bool) -> Callable:
     """Chooses what a layer keeps for its backward pass.
 
     Args:
         function: The layer.
+        in_scan: The layer is the body of a scan. Outside of one, the compiler would find that the
+            backward pass repeats work of the forward pass, and keep the results after all.
         policy: "none" keeps what differentiation needs; "dots" keeps the results of products with
-            weights and computes the rest again; "full" keeps the layer's input only.
+            weights, and computes attention and element-wise functions again; "full" keeps the
+            residual stream before and after attention only.
 
     Returns:
         The function, wrapped.
     """
     if policy == "none":
         return function
+    policies = jax.checkpoint_policies
+    saved = policies.save_only_these_names("after_attention")
     if policy == "dots":
-        saved = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
-        return jax.checkpoint(function, policy=saved, prevent_cse=False)
-    return jax.checkpoint(function, prevent_cse=False)
+        saved = policies.save_from_both_policies(saved, policies.dots_with_no_batch_dims_saveable)
+    return jax.checkpoint(function, policy=saved, prevent_cse=not in_scan)
 
 
 def apply_layers(
@@ -123,18 +127,18 @@ def apply_layers(
         [batch, length, hidden_size].
     """
 
-    def layer(index: int) -> Callable[[jax.Array, Tree], jax.Array]:
+    def layer(index: int, *, in_scan: bool) -> Callable[[jax.Array, Tree], jax.Array]:
         block = Block(config, config.window(index))
         tokens = tokens_of(index)
 
         def apply(states: jax.Array, parameters: Tree) -> jax.Array:
             return block.apply({"params": parameters}, states, tokens)[0]
 
-        return rematerialise(apply, remat)
+        return rematerialise(apply, remat, in_scan=in_scan)
 
     if layout is None:
         for index in range(config.num_layers):
-            hidden_states = layer(index)(hidden_states, params["layers"][str(index)])
+            hidden_states = layer(index, in_scan=False)(hidden_states, params["layers"][str(index)])
         return hidden_states
 
     for number, segment in enumerate(layout.segments):
@@ -142,7 +146,8 @@ def apply_layers(
 
         def one_repeat(states: jax.Array, stacks: Tree, segment: Segment = segment) -> jax.Array:
             for run, length in enumerate(segment.runs):
-                function = layer(segment.run_layers(run)[0][0])
+                scanned = length > 1 or segment.repeats > 1
+                function = layer(segment.run_layers(run)[0][0], in_scan=scanned)
                 stack = stacks[str(run)]
                 if length == 1:
                     states = function(states, stack)

@@ -13,7 +13,7 @@ from jaxrecipes.config.recipe_options import BlockExpansionSection
 from jaxrecipes.models.config import ModelConfig
 from jaxrecipes.params.expansion import expand_blocks
 from jaxrecipes.params.paths import Tree
-from jaxrecipes.recipes.surgery import Surgery, layers_pattern
+from jaxrecipes.params.surgery import Surgery, layers_pattern
 
 
 def build(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from jaxrecipes.config.recipe_options import FreezeSection
 from jaxrecipes.models.config import ModelConfig
 from jaxrecipes.params.paths import Tree
-from jaxrecipes.recipes.surgery import Surgery
+from jaxrecipes.params.surgery import Surgery
 
 
 def build(config: ModelConfig, params: Tree, options: FreezeSection) -> Surgery:

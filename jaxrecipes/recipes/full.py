@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from jaxrecipes.models.config import ModelConfig
 from jaxrecipes.params.paths import Tree
-from jaxrecipes.recipes.surgery import Surgery
+from jaxrecipes.params.surgery import Surgery
 
 
 def build(config: ModelConfig, params: Tree) -> Surgery:

@@ -10,7 +10,7 @@ from jaxrecipes.config.recipe_options import StridedFreezeSection
 from jaxrecipes.models.config import ModelConfig
 from jaxrecipes.params.expansion import block_order
 from jaxrecipes.params.paths import Tree
-from jaxrecipes.recipes.surgery import Surgery, layers_pattern
+from jaxrecipes.params.surgery import Surgery, layers_pattern
 
 
 def build(config: ModelConfig, params: Tree, options: StridedFreezeSection) -> Surgery:

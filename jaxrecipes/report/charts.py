@@ -146,12 +146,13 @@ def _learned_forgotten(results: Results) -> Figure:
         axes.axvline(comparison["gain"], color=_FAINT, lw=1, ls=(0, (2, 3)), zorder=1)
         axes.annotate(
             f"equal learning: {number(comparison['gain'])}",
-            (comparison["gain"], 1),
+            # At the lower end: lines begin at the lower left and end above.
+            (comparison["gain"], 0),
             xycoords=("data", "axes fraction"),
-            xytext=(-4, -3),
+            xytext=(-4, 36),
             textcoords="offset points",
             ha="right",
-            va="top",
+            va="bottom",
             rotation=90,
             fontsize=8.5,
             color=_FAINT,

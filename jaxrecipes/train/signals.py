@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM as a request that the training loop answers between two steps."""
+"""Ctrl-C and SIGTERM: answered by the training loop between two steps, errors elsewhere."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FrameType
+
+from jaxrecipes.errors import PreemptedError
 
 
 @dataclass
@@ -19,6 +21,31 @@ class StopRequest:
     """
 
     signal_number: int | None = None
+
+
+@contextmanager
+def termination_as_error() -> Iterator[None]:
+    """Turns SIGTERM inside the block into a `PreemptedError`, as Python does with Ctrl-C.
+
+    For the work before and after the training loop, whose files are complete or absent at any
+    moment. Inside the loop `stop_requests` takes over. Outside of the main thread, where Python
+    cannot install handlers, nothing is caught.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        signal.signal(signal.SIGTERM, previous)
+        raise PreemptedError(
+            "asked to end (SIGTERM); what was finished is kept: run the same command again to go on"
+        )
+
+    previous = signal.signal(signal.SIGTERM, handle)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)
 
 
 @contextmanager

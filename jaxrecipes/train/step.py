@@ -142,7 +142,7 @@ def make_train_step(
         loss, gradient = mean_loss_and_gradient(
             state.trainable, frozen, batch, jnp.maximum(count, 1.0)
         )
-        norm = optax.global_norm(gradient)
+        norm = optax.tree.norm(gradient)
         # A batch without supervised tokens has nothing to teach and must not decay the weights.
         accepted = accepts(state.spikes, loss, norm, spike_sigma) & (count > 0)
         updates, optimizer_state = optimizer.update(

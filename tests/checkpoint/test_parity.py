@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -13,7 +14,8 @@ from jaxrecipes.checkpoint.huggingface import export_checkpoint, import_checkpoi
 from jaxrecipes.checkpoint.tokenizer import load_tokenizer
 from jaxrecipes.models.config import ModelConfig
 from jaxrecipes.models.decoder import hidden_states, logits
-from jaxrecipes.params.paths import Tree
+from jaxrecipes.params.expansion import Expansion, expand_blocks
+from jaxrecipes.params.paths import Tree, flatten, unflatten
 
 FAMILIES = ("gemma2", "gemma3", "llama", "llama3", "mistral", "qwen2", "qwen3")
 
@@ -76,6 +78,59 @@ def test_transformers_reads_the_export(
     token_ids = np.random.default_rng(1).integers(0, 256, (1, 33))
     expected = our_logits(imported.config, imported.params, token_ids)
     assert np.max(np.abs(their_logits(folder, token_ids) - expected)) < 1e-4
+
+
+def expanded_and_exported(source: Path, folder: Path, *, trained: bool) -> tuple[Expansion, Path]:
+    """Expands a checkpoint by two blocks or more, moves them as training would, and exports it."""
+    imported = import_checkpoint(source, dtype=np.float32)
+    count = max(2, imported.config.num_layers // 6)
+    expansion = expand_blocks(imported.config, imported.params, new_blocks=count)
+    if trained:
+        generator = np.random.default_rng(2)
+        new = tuple(f"layers/{index}/" for index in expansion.positions)
+        leaves = {
+            path: leaf + 0.02 * generator.standard_normal(leaf.shape, np.float32)
+            if path.startswith(new)
+            else leaf
+            for path, leaf in flatten(expansion.params).items()
+        }
+        expansion = replace(expansion, params=unflatten(leaves))
+    export_checkpoint(
+        folder,
+        expansion.config,
+        expansion.params,
+        tokenizer_source=imported.source,
+        hf_config=imported.hf_config,
+        model_card="# expanded\n",
+    )
+    return expansion, folder
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_transformers_reads_an_expanded_model(
+    family: str, tiny_checkpoint: Callable[[str], Path], tmp_path: Path
+) -> None:
+    source = tiny_checkpoint(family)
+    token_ids = np.random.default_rng(1).integers(0, 256, (1, 33))
+    _, fresh = expanded_and_exported(source, tmp_path / "fresh", trained=False)
+    base = their_logits(source, token_ids)
+    assert np.max(np.abs(their_logits(fresh, token_ids) - base)) < 1e-5
+    expansion, moved = expanded_and_exported(source, tmp_path / "moved", trained=True)
+    theirs = their_logits(moved, token_ids)
+    ours = our_logits(expansion.config, expansion.params, token_ids)
+    assert np.max(np.abs(theirs - ours)) < 1e-4
+    assert np.max(np.abs(theirs - base)) > 1e-2
+
+
+@pytest.mark.slow
+def test_transformers_reads_an_expanded_smollm2(smollm2_folder: Path, tmp_path: Path) -> None:
+    tokenizer = load_tokenizer(smollm2_folder)
+    token_ids = np.asarray(tokenizer("Water boils earlier on high mountains. " * 4)["input_ids"])
+    expansion, folder = expanded_and_exported(smollm2_folder, tmp_path / "model", trained=True)
+    assert expansion.config.num_layers == 35
+    theirs = their_logits(folder, token_ids[None])
+    ours = our_logits(expansion.config, expansion.params, token_ids[None])
+    assert np.max(np.abs(ours - theirs)) < 1e-4 * max(1.0, np.max(np.abs(theirs)))
 
 
 @pytest.mark.slow

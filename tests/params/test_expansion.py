@@ -12,7 +12,7 @@ from jaxrecipes.params.expansion import block_order, expand_blocks, switch_off_n
 from jaxrecipes.params.layout import plan_layout, to_runtime
 from jaxrecipes.params.paths import flatten
 from jaxrecipes.params.rules import label
-from jaxrecipes.recipes.surgery import layers_pattern
+from jaxrecipes.params.surgery import layers_pattern
 from jaxrecipes.train.step import batch_loss
 from tests.tiny import KINDS, packed_batch, tiny_config, tiny_params
 

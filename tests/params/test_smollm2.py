@@ -6,7 +6,7 @@ import pytest
 from jaxrecipes.checkpoint import import_checkpoint
 from jaxrecipes.models import decoder
 from jaxrecipes.params import expand_blocks, label, plan_layout, to_runtime
-from jaxrecipes.recipes.surgery import layers_pattern
+from jaxrecipes.params.surgery import layers_pattern
 
 TEXT = "A block whose two output projections are zero adds nothing to the residual stream. " * 4
 

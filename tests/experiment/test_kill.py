@@ -1,4 +1,7 @@
-"""A run that is killed at any moment and started again ends with the same bytes."""
+"""A run that is killed at any moment and started again ends with the same bytes.
+
+`pytest --kills 12 tests/experiment/test_kill.py` tries twelve moments; without the option four.
+"""
 
 from __future__ import annotations
 
@@ -16,11 +19,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.recipes.small import small_config, write_config
+from tests.experiment.small import small_config, write_config
 
 pytestmark = pytest.mark.slow
 
-KILLS = 4
 ARM = Path("arms") / "block_expansion"
 
 
@@ -44,7 +46,7 @@ class Reference:
 def _start(output: Path, environment: Mapping[str, str]) -> subprocess.Popen[str]:
     config = write_config(output.with_suffix(".yaml"), small_config(output))
     return subprocess.Popen(
-        [sys.executable, "-m", "jaxrecipes.cli", "run", str(config)],
+        [sys.executable, "-u", "-m", "jaxrecipes", "run", str(config)],
         env=dict(environment),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -89,41 +91,39 @@ def reference(tmp_path_factory: pytest.TempPathFactory) -> Reference:
     return Reference(seconds, _weights(folder / "second"), losses, environment)
 
 
-@pytest.mark.parametrize("number", range(KILLS))
-def test_sigkill_at_any_moment(number: int, reference: Reference, tmp_path: Path) -> None:
-    # One moment in each quarter of the run, at a place that the seed decides.
-    share = (number + random.Random(number).random()) / KILLS
+def test_sigkill_at_any_moment(
+    kill_number: int, kills: int, reference: Reference, tmp_path: Path
+) -> None:
+    # One moment in each of `kills` equal parts of the run, at a place that the seed decides.
+    share = (kill_number + random.Random(kill_number).random()) / kills
     output = tmp_path / "out"
     process = _start(output, reference.environment)
     try:
         process.wait(timeout=share * reference.seconds)
     except subprocess.TimeoutExpired:
         process.kill()
-    process.communicate()
+    printed, _ = process.communicate()
     assert process.returncode in (0, -signal.SIGKILL)
-    print(f"killed after {share * reference.seconds:.1f} of {reference.seconds:.1f} s")
+    last = printed.splitlines()[-1] if printed else "nothing was printed yet"
+    print(f"killed after {share * reference.seconds:.1f} of {reference.seconds:.1f} s: {last}")
     _to_the_end(output, reference.environment)
     assert _weights(output) == reference.weights
     assert _losses(output) == reference.losses
 
 
-def _catches_sigterm(process: subprocess.Popen[str]) -> bool:
-    # The training loop installs its handler right before its first step; before that SIGTERM ends
-    # the process at once, as there is nothing to save. Linux tells which signals are caught.
-    status = Path(f"/proc/{process.pid}/status").read_text(encoding="utf-8")
-    mask = next(line for line in status.splitlines() if line.startswith("SigCgt"))
-    return bool(int(mask.split()[1], 16) >> (signal.SIGTERM - 1) & 1)
-
-
+@pytest.mark.parametrize("moment", ["before training", "in training"])
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 75), (signal.SIGINT, 130)])
 def test_signals_save_and_say_so(
-    number: signal.Signals, code: int, reference: Reference, tmp_path: Path
+    number: signal.Signals, code: int, moment: str, reference: Reference, tmp_path: Path
 ) -> None:
     output = tmp_path / "out"
     process = _start(output, reference.environment)
+    # The lock is the first file of a run; the metrics are opened right before the first step.
+    sign = output / (".lock" if moment == "before training" else ARM / "metrics.jsonl")
     deadline = time.monotonic() + 300
-    while process.poll() is None and time.monotonic() < deadline and not _catches_sigterm(process):
+    while process.poll() is None and time.monotonic() < deadline and not sign.exists():
         time.sleep(0.001)
+    time.sleep(0.05)
     process.send_signal(number)
     printed, _ = process.communicate(timeout=300)
     assert process.returncode == code, printed

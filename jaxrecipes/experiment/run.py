@@ -1,11 +1,11 @@
-"""A whole experiment: base, data, arms, export, report; and the plan of one."""
+"""A whole experiment: base, data, arms, export, report."""
 
 from __future__ import annotations
 
 import fcntl
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,22 +16,27 @@ from rich.console import Console
 
 from jaxrecipes import __version__
 from jaxrecipes.checkpoint.delta import DELTA_FILE, write_delta
-from jaxrecipes.checkpoint.huggingface import Imported, export_checkpoint, import_checkpoint
+from jaxrecipes.checkpoint.huggingface import (
+    Imported,
+    export_checkpoint,
+    import_checkpoint,
+    read_model_config,
+)
 from jaxrecipes.config import Arm, Config, config_hash, expand_arms, resolved_yaml
 from jaxrecipes.environment import describe_environment
 from jaxrecipes.errors import ConfigError, JaxrecipesError
+from jaxrecipes.experiment.arm import TrainedArm, train_arm
+from jaxrecipes.experiment.base_model import BaseModel, locate_base
+from jaxrecipes.experiment.data_sets import DataSets, prepare_data
+from jaxrecipes.experiment.inspect import report
+from jaxrecipes.experiment.measure import Measure, build_measure
+from jaxrecipes.experiment.model_card import model_card
+from jaxrecipes.experiment.program import apply_recipe, build_program
+from jaxrecipes.models.config import ModelConfig
+from jaxrecipes.models.decoder import abstract_params
 from jaxrecipes.params.paths import Tree, flatten, unflatten
-from jaxrecipes.recipes.arm import TrainedArm, train_arm
-from jaxrecipes.recipes.base_model import BaseModel, locate_base
-from jaxrecipes.recipes.data_sets import DataSets, prepare_data
-from jaxrecipes.recipes.inspect import report
-from jaxrecipes.recipes.measure import Measure, build_measure
-from jaxrecipes.recipes.model_card import model_card
-from jaxrecipes.recipes.plan import plan
-from jaxrecipes.recipes.program import apply_recipe
 from jaxrecipes.stages import run_stage, why_stale, write_json
-
-__all__ = ["plan", "run"]
+from jaxrecipes.train.signals import termination_as_error
 
 RUN_FILE = "run.yaml"
 IDENTITY_FILE = "identity.json"
@@ -51,7 +56,7 @@ def run(config: Config, *, console: Console) -> int | None:
         JaxrecipesError: Of the many that its parts raise; each has its exit code.
     """
     output = Path(config.output)
-    with _locked(output):
+    with _locked(output), termination_as_error():
         _claim(config, output)
         enable_compilation_cache(output)
         write_json(output / "environment.json", describe_environment(output))
@@ -62,9 +67,10 @@ def run(config: Config, *, console: Console) -> int | None:
             seed=config.seed,
             console=console,
         )
+        arms = expand_arms(config)
+        check_arms(arms, read_model_config(base.folder))
         data = prepare_data(config, base, output, console)
         measure: Measure | None = None
-        arms = expand_arms(config)
         for arm in arms:
             folder = output / "arms" / arm.name
             inputs = arm_inputs(arm, base, data)
@@ -82,6 +88,25 @@ def run(config: Config, *, console: Console) -> int | None:
             # The next arm compiles other programs; the memory of this one's is given back.
             jax.clear_caches()
         return report(output, console=console)
+
+
+def check_arms(arms: Sequence[Arm], model: ModelConfig) -> None:
+    """Builds every arm from shapes, so that one that cannot train is refused before any work.
+
+    Args:
+        arms: All arms of an experiment.
+        model: The base model.
+
+    Raises:
+        ConfigError: Options or rules of an arm do not fit the model; names the arm.
+    """
+    base = Imported(model, abstract_params(model), Path(), {})
+    for arm in arms:
+        # The number of steps shapes the schedule only; with epochs, the data decide it later.
+        try:
+            build_program(arm.config, base, arm.config.train.steps or 1_000_000)
+        except ConfigError as error:
+            raise ConfigError(f"arm {arm.name}: {error}") from error
 
 
 def arm_inputs(arm: Arm, base: BaseModel, data: DataSets) -> dict[str, Any]:

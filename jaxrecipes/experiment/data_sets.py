@@ -20,9 +20,9 @@ from jaxrecipes.data.store import PreparedSet
 from jaxrecipes.errors import ConfigError
 from jaxrecipes.evaluate.probes import general_prompts
 from jaxrecipes.evaluate.rows import EvaluationRows, join_rows, pack_scored, rows_from_prepared
+from jaxrecipes.experiment.base_model import BaseModel
 from jaxrecipes.generate.answers import write_answers
 from jaxrecipes.generate.sampling import Sampling
-from jaxrecipes.recipes.base_model import BaseModel
 from jaxrecipes.stages import run_stage, write_json
 
 

@@ -17,7 +17,7 @@ from safetensors.numpy import load_file, save_file
 
 from jaxrecipes import cli
 from jaxrecipes.checkpoint.random_model import write_random_model
-from tests.recipes.small import small_config, write_config
+from tests.experiment.small import small_config, write_config
 
 USAGE, DATA, FAILURE = 2, 3, 1
 DOCUMENTS = 24
@@ -462,6 +462,9 @@ def test_bad_input(
     assert found == code, printed.err
     assert "Traceback" not in printed.out + printed.err
     assert not list(scene.folder.rglob("metrics.jsonl"))
+    if code == USAGE:
+        # A mistake in the config is found before the first work that takes time.
+        assert "measuring" not in printed.out
 
 
 def test_the_good_input_of_the_table_is_good(

@@ -21,17 +21,17 @@ from jaxrecipes.evaluate.choices import (
 from jaxrecipes.evaluate.record import (
     EvaluationSuite,
     Record,
+    base_record,
     build_suite,
-    choices_block,
     evaluate_arm,
 )
 from jaxrecipes.evaluate.token_bytes import token_byte_lengths
+from jaxrecipes.experiment.data_sets import DataSets
 from jaxrecipes.models.config import ModelConfig
 from jaxrecipes.models.stacking import Layout
 from jaxrecipes.params.layout import plan_layout, to_runtime
 from jaxrecipes.params.paths import Tree
 from jaxrecipes.params.rules import label
-from jaxrecipes.recipes.data_sets import DataSets
 
 
 @dataclass(frozen=True)
@@ -123,10 +123,4 @@ def build_measure(config: Config, base: Imported, tokenizer: Any, data: DataSets
         layout=layout,
         seed=config.seed,
     )
-    # The suite has scored the base's items already.
-    sets_only = replace(suite, choices=None, last_words=None)
-    record = evaluate_arm(sets_only, base.config, params, step=0, tokens=0, layout=layout)
-    for name, scores in (("choices", suite.base_choices), ("last_words", suite.base_last_words)):
-        if scores is not None:
-            record[name] = choices_block(scores, scores, seed=suite.seed)
-    return Measure(suite, record)
+    return Measure(suite, base_record(suite))

@@ -11,11 +11,13 @@ from rich.table import Table
 
 from jaxrecipes.checkpoint.huggingface import Imported
 from jaxrecipes.config import Config, expand_arms
+from jaxrecipes.experiment.base_model import locate_base, peek_model_config
+from jaxrecipes.experiment.data_sets import prepare_data
+from jaxrecipes.experiment.program import build_program, compile_step, summarise, total_steps
 from jaxrecipes.models.config import ModelConfig
 from jaxrecipes.models.decoder import abstract_params
-from jaxrecipes.recipes.base_model import locate_base, peek_model_config
-from jaxrecipes.recipes.data_sets import prepare_data
-from jaxrecipes.recipes.program import build_program, compile_step, summarise, total_steps
+
+_ARMS_BESIDE = 3
 
 
 def plan(config: Config, *, console: Console) -> int | None:
@@ -43,17 +45,21 @@ def plan(config: Config, *, console: Console) -> int | None:
             console=console,
         )
         rows = prepare_data(config, located, Path(config.output), console).train_rows
-    table = Table(title="plan", title_justify="left", show_edge=False)
-    table.add_column("")
     summaries = []
     for arm in expand_arms(config):
         program = build_program(arm.config, base, total_steps(arm.config, rows))
         compiled = compile_step(arm.config, program)
         summaries.append(summarise(arm.name, arm.config, program, compiled))
-        table.add_column(arm.name, justify="right", overflow="fold")
-    for title, cell in _ROWS:
-        table.add_row(title, *(cell(summary, config, model) for summary in summaries))
-    console.print(table)
+    # As many arms beside each other as a narrow terminal holds.
+    for first in range(0, len(summaries), _ARMS_BESIDE):
+        shown = summaries[first : first + _ARMS_BESIDE]
+        table = Table(title="plan", title_justify="left", show_edge=False)
+        table.add_column("")
+        for summary in shown:
+            table.add_column(summary["arm"], justify="right", overflow="fold")
+        for title, cell in _ROWS:
+            table.add_row(title, *(cell(summary, config, model) for summary in shown))
+        console.print(table)
     device = summaries[0]
     console.print(
         f"Compiled for {device['devices']} x {device['device']}; memory is the compiler's count of "

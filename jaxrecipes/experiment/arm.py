@@ -14,19 +14,19 @@ from jaxrecipes.checkpoint.huggingface import import_checkpoint
 from jaxrecipes.checkpoint.training_state import TrainingStates
 from jaxrecipes.config import Config, config_hash
 from jaxrecipes.data.pipeline import batches
-from jaxrecipes.models.config import ModelConfig
-from jaxrecipes.params.layout import to_canonical
-from jaxrecipes.params.partition import combine
-from jaxrecipes.params.paths import Tree
-from jaxrecipes.recipes.data_sets import DataSets
-from jaxrecipes.recipes.measure import Measure
-from jaxrecipes.recipes.program import (
+from jaxrecipes.experiment.data_sets import DataSets
+from jaxrecipes.experiment.measure import Measure
+from jaxrecipes.experiment.program import (
     build_program,
     compile_step,
     print_arm,
     summarise,
     total_steps,
 )
+from jaxrecipes.models.config import ModelConfig
+from jaxrecipes.params.layout import to_canonical
+from jaxrecipes.params.partition import combine
+from jaxrecipes.params.paths import Tree
 from jaxrecipes.train.loop import LoopSettings, run_steps
 from jaxrecipes.train.metrics import MetricsFile, open_trackers, read_records
 from jaxrecipes.train.progress import training_progress
@@ -99,6 +99,12 @@ def train_arm(
     if restored is not None:
         start, state = restored.step, restored.state
         console.print(f"{name}: goes on after step {start} of {steps}", highlight=False)
+    elif any((folder / "checkpoints").glob("*.damaged")):
+        console.print(
+            f"{name}: every saved state in {folder / 'checkpoints'} is damaged; starts over",
+            style="yellow",
+            highlight=False,
+        )
     batch_tokens = config.train.batch_size * config.data.length
     metrics = MetricsFile(folder / "metrics.jsonl", last_step=start)
     evaluations = MetricsFile(

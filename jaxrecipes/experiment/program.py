@@ -22,8 +22,8 @@ from jaxrecipes.params.layout import plan_layout, to_runtime
 from jaxrecipes.params.partition import partition
 from jaxrecipes.params.paths import Tree, flatten
 from jaxrecipes.params.rules import label
+from jaxrecipes.params.surgery import Surgery
 from jaxrecipes.recipes import block_expansion, freeze, full, strided_freeze
-from jaxrecipes.recipes.surgery import Surgery
 from jaxrecipes.train.flops import count_flops
 from jaxrecipes.train.loop import BATCH_KEYS
 from jaxrecipes.train.optimizer import (

@@ -13,7 +13,7 @@ from jaxrecipes.checkpoint.delta import read_delta
 from jaxrecipes.checkpoint.huggingface import import_checkpoint
 from jaxrecipes.params.delta import merge_delta
 from jaxrecipes.params.paths import flatten
-from tests.recipes.small import small_config, write_config
+from tests.experiment.small import small_config, write_config
 
 
 @pytest.fixture(scope="module")

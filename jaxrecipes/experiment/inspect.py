@@ -19,14 +19,14 @@ from jaxrecipes.config import Config
 from jaxrecipes.data.preview import preview_source, render_preview
 from jaxrecipes.data.split import Split
 from jaxrecipes.errors import CheckpointError, ConfigError, UsageError
+from jaxrecipes.experiment.base_model import locate_base
+from jaxrecipes.experiment.data_sets import prepare_data, source_spec
+from jaxrecipes.experiment.measure import build_measure
 from jaxrecipes.generate.answers import render_prompt
 from jaxrecipes.generate.decode import generate as generate_tokens
 from jaxrecipes.generate.sampling import Sampling
 from jaxrecipes.params.layout import plan_layout, to_runtime
 from jaxrecipes.params.rules import label
-from jaxrecipes.recipes.base_model import locate_base
-from jaxrecipes.recipes.data_sets import prepare_data, source_spec
-from jaxrecipes.recipes.measure import build_measure
 
 
 def preview(config: Config, *, console: Console, rows: int = 3) -> int | None:
@@ -141,8 +141,8 @@ def generate(
     """
     sampling = Sampling(temperature=temperature, top_k=top_k or 0, top_p=top_p or 1.0)
     source = resolve_reference(checkpoint)
-    tokenizer = load_tokenizer(source)
     model = import_checkpoint(source, dtype=jnp.dtype("float32"))
+    tokenizer = load_tokenizer(source)
     encoded = [
         list(tokenizer(prompt)["input_ids"]) if raw else render_prompt(tokenizer, prompt)
         for prompt in prompts

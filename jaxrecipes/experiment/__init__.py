@@ -1,0 +1,1 @@
+"""From one config to a report: data, base, arms, measures, export."""
