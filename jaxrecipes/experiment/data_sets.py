@@ -180,6 +180,9 @@ def _own_answers(
             sampling=Sampling(temperature=keep.temperature),
             seed=config.seed,
             compute_dtype=jnp.dtype(dtype),
+            on_batch=lambda done, total: console.print(
+                f"answered {done} of {total} prompts", highlight=False
+            ),
         )
         records = [
             {

@@ -48,6 +48,8 @@ def _start(output: Path, environment: Mapping[str, str]) -> subprocess.Popen[str
     return subprocess.Popen(
         [sys.executable, "-u", "-m", "jaxrecipes", "run", str(config)],
         env=dict(environment),
+        # A shell that runs the tests in the background lets them, and so their children, ignore it.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
