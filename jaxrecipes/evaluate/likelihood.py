@@ -252,11 +252,8 @@ def base_sums(
     Returns:
         Sums by document; the divergence from the base is zero.
     """
-    row, position = rows.scored()
-    targets = rows.token_ids[row, position + 1]
-    documents = rows.document_index[row, position + 1].astype(np.int64)
-    scored = _ScoredTokens(targets, documents)
-    return _sums(rows, scored, token_bytes, base.nll, base.correct, np.zeros_like(base.nll), base)
+    zeros = np.zeros_like(base.nll)
+    return _sums(rows, _list_scored(rows), token_bytes, base.nll, base.correct, zeros, base)
 
 
 @dataclass(frozen=True)
@@ -267,10 +264,17 @@ class _ScoredTokens:
     documents: np.ndarray
 
 
+def _list_scored(rows: EvaluationRows) -> _ScoredTokens:
+    row, position = rows.scored()
+    return _ScoredTokens(
+        rows.token_ids[row, position + 1], rows.document_index[row, position + 1].astype(np.int64)
+    )
+
+
 def _scored_tokens(config: ModelConfig, rows: EvaluationRows) -> _ScoredTokens:
     """Lists the scored tokens and checks them against the vocabulary."""
-    row, position = rows.scored()
-    if not row.size:
+    scored = _list_scored(rows)
+    if not scored.targets.size:
         raise DataError(
             f"none of the {rows.token_ids.size} tokens in the evaluation rows is supervised; "
             "expected at least one target that follows another token of its document"
@@ -281,9 +285,7 @@ def _scored_tokens(config: ModelConfig, rows: EvaluationRows) -> _ScoredTokens:
             f"the evaluation rows hold token id {largest}, the model's vocabulary has "
             f"{config.vocab_size}; prepare the set with the model's own tokenizer"
         )
-    return _ScoredTokens(
-        rows.token_ids[row, position + 1], rows.document_index[row, position + 1].astype(np.int64)
-    )
+    return scored
 
 
 def _sums(
