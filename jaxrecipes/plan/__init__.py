@@ -1,0 +1,1 @@
+"""What a step costs on given hardware, from the compiler: memory, traffic, operations."""
