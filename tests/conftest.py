@@ -144,6 +144,19 @@ def shared_data() -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def tpu_topology() -> Callable[[str], Any]:
+    """Describes TPU slices such as "v5e:2x2", for the real TPU compiler, without a TPU."""
+    if importlib.util.find_spec("libtpu") is None:
+        pytest.skip("libtpu, the TPU compiler, is not installed (the extra `tpu` brings it)")
+    from jax.experimental import topologies
+
+    # libtpu reads these when it is loaded: look for no TPU, and do not mind other processes.
+    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "true")
+    return lambda name: topologies.get_topology_desc(platform="tpu", topology_name=name)
+
+
 def _package_folder(name: str) -> Path:
     # The package is not imported: its own dependencies need not be there.
     spec = importlib.util.find_spec(name)
