@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import re
 from typing import NamedTuple
@@ -40,6 +41,7 @@ def shapes(text: str) -> list[Shape]:
     ]
 
 
+@functools.lru_cache(maxsize=65536)
 def shape_bytes(text: str) -> int:
     """Returns the bytes of all arrays of an HLO type, without padding."""
     return sum(shape.size for shape in shapes(text))
