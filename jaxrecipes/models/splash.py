@@ -4,8 +4,9 @@ The kernel never writes the [heads, length, length] logits to memory and skips t
 that the causal or sliding-window mask hides. It takes segment ids and grouped KV heads as they are.
 
 It runs on one device: with sharded arrays, call it inside `jax.shard_map` (with `check_vma=False`,
-a Pallas call states no varying axes). Batch and heads need nothing more; a row that is sharded over
-devices is described by `QueryShard`.
+a Pallas call states no varying axes). Batch and heads need nothing more. Where rows are sharded,
+every device gathers the keys and values of the whole row (`jax.lax.all_gather`; its transpose sums
+their gradients back) and computes its own queries, which `QueryShard` describes.
 """
 
 from __future__ import annotations
@@ -43,14 +44,46 @@ LARGEST_COMPUTE_BLOCK = 512
 class QueryShard:
     """Which part of the row the queries are, where keys and values are the whole row.
 
+    Contiguous parts are unequal work under a causal mask: of `count` devices the last one computes
+    `2 - 1/count` times the average, and the others wait for it. With `zigzag` the row is cut into
+    twice as many chunks and every part is one chunk from the front and one from the back, which is
+    equal work (`zigzag_order`; keys and values are given in the row's natural order all the same).
+    For a sliding window contiguous parts are balanced already.
+
     Attributes:
         index: Position of this part in the row; inside `jax.shard_map`
             `jax.lax.axis_index(axis_name)`. It may be traced.
-        count: Number of equal, contiguous parts.
+        count: Number of equal parts.
+        zigzag: The queries are chunks `index` and `2 * count - 1 - index` of `2 * count`.
     """
 
     index: int | jax.Array
     count: int
+    zigzag: bool = False
+
+
+def zigzag_order(length: int, count: int) -> np.ndarray:
+    """Returns the order in which a row is laid out over devices, so that each has equal work.
+
+    Args:
+        length: Tokens of a row.
+        count: Devices that share a row.
+
+    Returns:
+        int32 [length]: `array[:, zigzag_order(length, count)]` cut into `count` equal parts gives
+        device i the chunks i and `2 * count - 1 - i`; indexing with its `argsort` undoes it.
+
+    Raises:
+        ConfigError: The row does not divide into `2 * count` chunks.
+    """
+    if length % (2 * count):
+        raise ConfigError(
+            f"rows of {length} tokens do not divide into the {2 * count} chunks that balance a "
+            f"context axis of {count} devices; make data.length a multiple of {2 * count}"
+        )
+    chunks = np.arange(length, dtype=np.int32).reshape(2 * count, -1)
+    pairs = [(chunks[part], chunks[2 * count - 1 - part]) for part in range(count)]
+    return np.concatenate([chunk for pair in pairs for chunk in pair])
 
 
 def splash_attention(
@@ -72,8 +105,9 @@ def splash_attention(
     """Grouped-query attention between tokens of the same segment, by the TPU kernel.
 
     Equal to `jaxrecipes.models.attention.attention` at every token that is not padding, for packed
-    rows as `in_row_order` describes them. A row that is not so gives NaN: the kernel masks by row
-    index and would show it the wrong keys. Output and gradients of a document do not depend on the
+    rows as `in_row_order` describes them. A row that is not so, or queries that are not the part of
+    it that they are said to be, give NaN: the kernel masks by row index and would show them the
+    wrong keys. Output and gradients of a document do not depend on the
     finite values of other documents, bit for bit: a hidden key's weight is exactly zero.
 
     The kernel takes the logits' factor as part of the query, so that `query * scale` is rounded to
@@ -108,19 +142,21 @@ def splash_attention(
     """
     query_length, key_length = query.shape[1], key.shape[1]
     shards = 1 if query_shard is None else query_shard.count
+    zigzag = query_shard is not None and query_shard.zigzag
     if query_length * shards != key_length:
         part = "the row" if shards == 1 else f"1/{shards} of the row"
         raise ConfigError(
             f"model.attention: splash needs queries that are {part} of keys, got {query_length} "
             f"queries and {key_length} keys; decoding with a cache uses the reference backend"
         )
-    if shards > 1 and query_length % LANES:
+    chunk = query_length // 2 if zigzag else query_length
+    if shards > 1 and chunk % LANES:
+        needed = LANES * shards * (2 if zigzag else 1)
         raise ConfigError(
             f"model.attention: splash over a context axis of {shards} devices needs rows that "
-            f"are a multiple of {LANES} x {shards} = {LANES * shards} tokens, got {key_length}; "
-            "change data.length or the mesh"
+            f"are a multiple of {needed} tokens, got {key_length}; change data.length or the mesh"
         )
-    block = _block(query_length, sliding_window, query.dtype.itemsize, exact=shards > 1)
+    block = _block(chunk, sliding_window, query.dtype.itemsize, exact=shards > 1)
     padding = -query_length % block
     kernel = _kernel(
         shards * (query_length + padding),
@@ -128,12 +164,18 @@ def splash_attention(
         softcap,
         block,
         shards,
-        fused_backward if fused_backward is not None else shards * query_length <= block,
+        zigzag,
+        fused_backward if fused_backward is not None else key_length <= block,
         interpret,
     )
     if query_shard is not None:
         kernel = _part(kernel, query_shard)
-    scale_of_row = poison(scale, in_row_order(key_segment_ids, key_positions))
+    rows = jnp.asarray(kernel.fwd_mask_info.q_sequence)[:query_length]
+    right_queries = (query_positions == jnp.take(key_positions, rows, axis=1)) & (
+        query_segment_ids == jnp.take(key_segment_ids, rows, axis=1)
+    )
+    right = in_row_order(key_segment_ids, key_positions) & jnp.all(right_queries, axis=1)
+    scale_of_row = poison(scale, right)
     query = (query * scale_of_row[:, None, None, None]).astype(query.dtype)
 
     def prepare(array: jax.Array) -> jax.Array:
@@ -151,7 +193,7 @@ def _block(length: int, sliding_window: int | None, itemsize: int, *, exact: boo
     """Chooses the side of the kernel's blocks, the same for queries and keys.
 
     Args:
-        length: Queries of one device, in tokens.
+        length: Contiguous queries of one device, in tokens.
         sliding_window: See `splash_attention`; blocks far wider than it compute what it hides.
         itemsize: Bytes of one element of the query.
         exact: The block must divide the length (the parts of a row cannot be padded).
@@ -176,6 +218,7 @@ def _kernel(
     softcap: float | None,
     block: int,
     shards: int,
+    zigzag: bool,
     fused_backward: bool,
     interpret: bool,
 ) -> splash_attention_kernel.SplashAttentionKernel:
@@ -189,6 +232,8 @@ def _kernel(
         mask = splash_attention_mask.CausalMask(shape)
     else:
         mask = splash_attention_mask.LocalMask(shape, (sliding_window - 1, 0), offset=0)
+    if zigzag:
+        mask.q_sequence = zigzag_order(length, shards)
     compute = min(block, LARGEST_COMPUTE_BLOCK)
     separate = None if fused_backward else block
     # Concrete also inside a trace; then NumPy, so that the cache holds no device's memory.

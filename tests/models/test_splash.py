@@ -125,7 +125,7 @@ def test_refuses_queries_that_are_not_the_row():
     )
     with pytest.raises(ConfigError, match="1 queries and 16 keys.*reference"):
         call(query, cache, cache)
-    with pytest.raises(ConfigError, match="multiple of 128 x 16 = 2048 tokens, got 16"):
+    with pytest.raises(ConfigError, match="16 devices.*multiple of 2048 tokens, got 16"):
         call(query, cache, cache, query_shard=QueryShard(0, 16))
 
 
