@@ -61,6 +61,8 @@ test-all: $(VENV)/.dev $(VENV)/.weights
 lint: $(VENV)/.dev
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
+	@$(BIN)/shellcheck .ci/run tpu_scripts/*.sh tests/tpu_scripts/*.bash tests/tpu_scripts/*.bats \
+	  tests/tpu_scripts/fake_bin/*
 	@$(BIN)/pyright --pythonpath $(BIN)/python
 
 format: $(VENV)/.dev
