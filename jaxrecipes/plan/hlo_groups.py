@@ -14,7 +14,7 @@ _LIST = re.compile(r"\{([\d,]+)\}")
 _MESH = re.compile(r"mesh\[([^\]]*)\](.*?)\{([^{}]*)\}", re.DOTALL)
 _AXIS = re.compile(r"'([^']+)'=(\d+)")
 _AXIS_PART = re.compile(r"'([^']+)'(?::\((\d+)\)(\d+))?")
-_DEVICE_IDS = re.compile(r"device_ids=\(([^)]*(?:\([\d,]*\))?)\)")
+_DEVICE_IDS = re.compile(r"device_ids=\(((?:[^()]|\([^()]*\))*)\)")
 
 
 def parse_groups(text: str, devices: int) -> Groups:
@@ -53,7 +53,7 @@ def _iota(found: re.Match[str]) -> np.ndarray:
 def _mesh_groups(found: re.Match[str]) -> Groups:
     sizes = {name: int(size) for name, size in _AXIS.findall(found[1])}
     order = np.arange(int(np.prod(list(sizes.values()))))
-    if written := _DEVICE_IDS.search(found[1] + found[2]):
+    if written := _DEVICE_IDS.search(found[0]):
         if iota := _IOTA.search(written[1]):
             order = _iota(iota).reshape(-1)
         else:

@@ -9,13 +9,10 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 from jaxrecipes.errors import ConfigError
 from jaxrecipes.plan.chips import CHIPS, Chip
-
-if TYPE_CHECKING:
-    import jax
 
 _NAME = re.compile(r"([a-z0-9]+):(\d+(?:x\d+)*)(?:\*(\d+))?")
 
@@ -139,7 +136,7 @@ def _hint(text: str) -> str:
     return f"; {text.strip()} is {names}" if names else ""
 
 
-def topology_devices(topology: Topology) -> list[jax.Device]:
+def topology_devices(topology: Topology) -> list[Any]:
     """Gets the devices of slices that need not exist, to compile for.
 
     Must run before anything else loads libtpu in this process.
@@ -148,8 +145,8 @@ def topology_devices(topology: Topology) -> list[jax.Device]:
         topology: What to compile for.
 
     Returns:
-        The devices in libtpu's order: along the first axis of the torus first, the two devices of
-        a tpu7x chip beside each other, slice after slice.
+        The `jax.Device`s in libtpu's order: along the first axis of the torus first, the two
+        devices of a tpu7x chip beside each other, slice after slice.
 
     Raises:
         ConfigError: libtpu is not installed, or does not know the topology.
@@ -170,7 +167,7 @@ def topology_devices(topology: Topology) -> list[jax.Device]:
     from jax.experimental import topologies
 
     shape = "x".join(map(str, topology.shape))
-    options: dict[str, object] = {}
+    options: dict[str, Any] = {}
     if topology.chip.compiler_config:
         options["chip_config_name"] = topology.chip.compiler_config
     if topology.slices > 1:
