@@ -104,7 +104,7 @@ def test_values_that_share_bytes_count_once_and_other_memories_do_not():
 
 
 def test_padding_to_tiles_is_shown():
-    live = LIVE.replace("c{}:3-4", "c{}:3-3").replace("    d{}:4-5\n", "")
+    live = LIVE.replace("b{}:2-4", "b{}:2-2").replace("    d{}:4-5\n", "")
     report = read_buffers(ASSIGNMENT, live, "")
     padded = next(buffer for buffer in report.buffers if buffer.instruction == "a")
     assert (padded.size, padded.padding, padded.shape) == (800, 400, "f32[100,1]")
