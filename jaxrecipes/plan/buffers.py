@@ -234,7 +234,8 @@ def read_buffers(assignment: str, live_ranges: str, hlo_text: str) -> BufferRepo
     for size, kind, value in slots:
         instruction = _instruction(value.name)
         operation, source = sources.get(instruction, ("", ""))
-        padding = max(size - shape_bytes(value.shape), 0) if "(" not in value.shape else 0
+        table = value.shape.startswith("(")  # of a tuple's addresses
+        padding = 0 if table else max(size - shape_bytes(value.shape), 0)
         shape = re.sub(r"\{[^}]*\}", "", value.shape)
         buffers.append(Buffer(size, padding, kind, shape, instruction, operation, source))
     at_peak = schedule.get(peak, "")
