@@ -49,7 +49,6 @@ def test_on_a_tpu_device_memory_is_what_the_compiler_reserves(tpu):
             assert buffers["assigned_bytes"] == pytest.approx(result["reserved"], abs=8192), name
 
 
-@pytest.mark.slow
 def test_a_program_that_does_not_fit_on_a_tpu_still_shows_its_buffers(tpu):
     del tpu  # skips without libtpu
     result = run("v5e:2x2", "too_large")["too_large"]
