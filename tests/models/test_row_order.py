@@ -4,6 +4,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from jaxrecipes.data.rows import Row, row_arrays
 from jaxrecipes.models.attention import visible
 from jaxrecipes.models.row_order import in_row_order, poison
 from tests.models.test_attention import packed
@@ -53,6 +54,19 @@ def test_a_row_that_passes_is_masked_alike(seed, changes):
 def test_packed_rows_pass_wherever_their_positions_start(seed, first):
     segment_ids, positions = packed(np.random.default_rng(seed), 2, 11)
     assert np.asarray(in_row_order(segment_ids, positions + first)).all()
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    sizes=st.lists(st.integers(1, 5), min_size=1, max_size=4),
+    padding=st.integers(0, 3),
+    attend=st.sampled_from(["document", "context"]),
+)
+def test_prepared_rows_pass(sizes, padding, attend):
+    segments = np.array([(index, 0, size) for index, size in enumerate(sizes)])
+    row = Row(np.arange(sum(sizes), dtype=np.uint16), segments)
+    arrays = row_arrays(row, length=sum(sizes) + padding, attend=attend)
+    assert np.asarray(in_row_order(arrays["segment_ids"][None], arrays["positions"][None])).all()
 
 
 def test_rows_that_a_kernel_would_mask_wrongly_do_not_pass():
