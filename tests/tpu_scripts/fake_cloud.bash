@@ -58,6 +58,22 @@ ready() { # A slice that is there, set up, with the run started.
   : >"$CLOUD/calls"
 }
 
+until_true() { # a command, tried for at most 30 seconds
+  local try
+  for ((try = 0; try < 600; try++)); do
+    if "$@"; then return 0; fi
+    /bin/sleep 0.05
+  done
+  echo "never true: $*"
+  return 1
+}
+exists() { [ -e "$1" ]; }
+listening() { # worker number: its run, waiting or stuck, has set up its signals
+  until_true exists "$CLOUD/listening-worker-$1"
+}
+polled() { # how many polls watch.sh has finished
+  [ "$(grep -c 'worker.sh status' "$CLOUD/calls")" -gt "$1" ]
+}
 signal_run() { # signal, worker: to the run and its parent, as a machine does that shuts down
   local pid
   pid=$(cat "$CLOUD/worker-$2/jaxrecipes/job/pid")

@@ -115,10 +115,9 @@ load fake_cloud
   plan worker-0 wait
   ready
   local job=$CLOUD/worker-0/jaxrecipes/job
-  # The run's shell needs a moment until it listens to signals.
-  /bin/sleep 0.3
+  listening 0
   signal_run TERM 0
-  for _ in $(seq 100); do [ -e "$job/exit_code" ] && break; /bin/sleep 0.05; done
+  until_true exists "$job/exit_code"
   [ "$(cat "$job/exit_code")" = 75 ]
   grep "state saved" "$job/run.log"
   grep "ended with exit code 75" "$job/run.log"
@@ -136,15 +135,16 @@ load fake_cloud
   run bash "$worker" status
   says "jaxrecipes-status worker-0 running"
   signal_run KILL 0
-  /bin/sleep 0.2
+  rm -f "$CLOUD/listening-worker-0"
+  until_true flock --nonblock "$job/lock" true
   run bash "$worker" status
   says "jaxrecipes-status worker-0 lost"
   # One that does not answer SIGTERM is killed in the end.
   bash "$worker" start configs/mine.yaml 3>&-
-  /bin/sleep 0.3
+  listening 0
   run bash "$worker" stop 2
   code 0
-  for _ in $(seq 100); do [ -e "$job/exit_code" ] && break; /bin/sleep 0.05; done
+  until_true exists "$job/exit_code"
   run bash "$worker" status
   says "jaxrecipes-status worker-0 exit 137"
   run bash "$worker" dance

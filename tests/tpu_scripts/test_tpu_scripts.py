@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
@@ -37,7 +38,9 @@ def test_bats(name: str) -> None:
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        timeout=600,
+        timeout=900,
+        # A watch that never ends is one failed test, not all of them.
+        env={**os.environ, "BATS_TEST_TIMEOUT": "180"},
     )
     failed = [line for line in result.stdout.splitlines() if not line.startswith("ok ")]
     assert result.returncode == 0, "\n".join(failed)

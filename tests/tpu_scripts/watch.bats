@@ -102,18 +102,12 @@ load fake_cloud
 
 @test "a host that is done early is not a host that failed" {
   pod
-  ready
-  for worker in 0 1 2; do echo 0 >"$CLOUD/worker-$worker/jaxrecipes/job/exit_code"; done
   plan worker-3 wait
-  tpu_scripts/launch.sh >/dev/null 2>&1
-  # worker-3 goes on for a while, the others are done.
-  for worker in 0 1 2; do
-    for _ in $(seq 100); do [ -s "$CLOUD/worker-$worker/jaxrecipes/job/exit_code" ] && break; /bin/sleep 0.05; done
-  done
-  : >"$CLOUD/calls"
-  (/bin/sleep 4; kill -TERM "$(cat "$CLOUD/worker-3/jaxrecipes/job/pid")") 3>&- &
+  ready
+  listening 3
   plan worker-3 "exit 0"
-  plan worker-0 "exit 0"
+  # worker-3 goes on for three polls, the others are done.
+  (until_true polled 3; kill -TERM "$(cat "$CLOUD/worker-3/jaxrecipes/job/pid")") 3>&- &
   run tpu_scripts/watch.sh
   code 0
   says "mine: running"
@@ -151,9 +145,7 @@ load fake_cloud
   plan worker-0 wait
   ready
   states ACTIVE OFFLINE OFFLINE ACTIVE
-  (/bin/sleep 2; echo 0 >"$CLOUD/worker-0/jaxrecipes/job/exit_code"
-    plan worker-0 "exit 0"
-    kill -KILL "$(cat "$CLOUD/worker-0/jaxrecipes/job/pid")") 3>&- &
+  (until_true polled 3; kill -KILL "$(cat "$CLOUD/worker-0/jaxrecipes/job/pid")") 3>&- &
   run tpu_scripts/watch.sh
   code 137
   says "Unable to find the server" "mine: running"
@@ -199,7 +191,7 @@ load fake_cloud
   # In a session of its own and without job control, bash ignores SIGINT in the background: SIGTERM here.
   tpu_scripts/watch.sh >"$CLOUD/out" 2>&1 3>&- &
   local watch=$!
-  /bin/sleep 1
+  until_true polled 1
   kill -TERM "$watch"
   run wait "$watch"
   wait "$watch" && return 1
