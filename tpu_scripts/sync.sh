@@ -17,8 +17,12 @@ source "$(dirname "${BASH_SOURCE[0]}")/gcloud.sh"
 PACKAGE=(jaxrecipes configs tpu_scripts pyproject.toml constraints.txt README.md LICENSE)
 
 push() {
-  local archive=/tmp/jaxrecipes-$NAME.tar.gz paths
+  local folder=$CHECKOUT/.cache paths
+  # One of its own for each push, two may happen at a time; git ignores the folder.
+  archive=$folder/$NAME-$$.tar.gz
   read -r -a paths <<<"$CONFIG $DATA"
+  run mkdir -p "$folder"
+  dry_run || trap 'rm -f "$archive"' EXIT
   # COPYFILE_DISABLE: the tar of macOS would add a second file, ._NAME, for each.
   run env COPYFILE_DISABLE=1 tar -czf "$archive" -C "$CHECKOUT" --exclude=__pycache__ --exclude=.env \
     "${PACKAGE[@]}" "${paths[@]}"

@@ -83,7 +83,7 @@ start() { # config, overrides
   # A session of its own: neither the end of ssh nor its terminal reaches the run.
   setsid nohup bash "$code/tpu_scripts/worker.sh" supervise "$@" </dev/null >>"$job/run.log" 2>&1 &
   local try
-  for ((try = 0; try < 100; try++)); do
+  for ((try = 0; try < 300; try++)); do
     if [ -s "$job/pid" ]; then
       echo "$(hostname): started, process $(cat "$job/pid"), log $job/run.log"
       return

@@ -60,7 +60,7 @@ load fake_cloud
   [ ! -e "$CLOUD/worker-0/jaxrecipes/code/jaxrecipes/one.py" ]
   [ -e "$CLOUD/worker-0/jaxrecipes/code/jaxrecipes/two.py" ]
   [ -e "$CLOUD/worker-0/jaxrecipes/code/runs/old" ]
-  [ ! -e /tmp/jaxrecipes-mine.tar.gz ]
+  [ -z "$(ls .cache)" ]
 }
 
 @test "a token travels as a file and is on no command line" {
@@ -145,6 +145,7 @@ load fake_cloud
   run bash "$worker" stop 2
   code 0
   until_true exists "$job/exit_code"
+  until_true flock --nonblock "$job/lock" true
   run bash "$worker" status
   says "jaxrecipes-status worker-0 exit 137"
   run bash "$worker" dance
