@@ -8,6 +8,7 @@ from pydantic import Field, PrivateAttr, model_validator
 from pydantic_core import PydanticCustomError
 
 from jaxrecipes.config.data import DataSection, KeepDocuments, SourceSection
+from jaxrecipes.config.mesh import MeshSection
 from jaxrecipes.config.recipe_options import (
     RECIPE_SECTIONS,
     BlockExpansionSection,
@@ -16,7 +17,7 @@ from jaxrecipes.config.recipe_options import (
     StridedFreezeSection,
 )
 from jaxrecipes.config.section import ArmName, Section
-from jaxrecipes.config.train import EvaluateSection, TrainSection
+from jaxrecipes.config.train import EvaluateSection, SaveableName, TrainSection
 
 
 class ModelSection(Section):
@@ -36,6 +37,11 @@ class ModelSection(Section):
         description="Number type of the forward and backward pass and of frozen weights. Trained "
         "weights and the optimizer are float32 in any case. float32 is faster on most CPUs.",
     )
+    attention: Literal["auto", "reference", "splash", "cudnn"] = Field(
+        default="auto",
+        description="Attention kernel. reference: plain XLA, runs everywhere; splash: TPU; cudnn: "
+        "NVIDIA GPU. auto: the platform's, where it computes what the model asks for.",
+    )
 
 
 class ArmTrainSection(Section):
@@ -48,8 +54,11 @@ class ArmTrainSection(Section):
     micro_batch_size: int | None = Field(
         default=None, ge=1, description="As train.micro_batch_size."
     )
-    remat: Literal["none", "dots", "full"] | None = Field(
+    remat: Literal["none", "dots", "names", "full", "offload"] | None = Field(
         default=None, description="As train.remat."
+    )
+    remat_names: list[SaveableName] | None = Field(
+        default=None, description="As train.remat_names."
     )
     loss_chunk: int | None = Field(default=None, ge=1, description="As train.loss_chunk.")
 
@@ -111,6 +120,7 @@ class Config(Section):
     evaluate: EvaluateSection = Field(
         default_factory=EvaluateSection, description="What is measured, and when."
     )
+    mesh: MeshSection = Field(default_factory=MeshSection, description="How devices are arranged.")
     compare: list[ArmSection] = Field(
         default_factory=list,
         description="More arms, run at equal steps, tokens and data, and reported together.",
@@ -159,6 +169,9 @@ def conflicts(config: Config) -> list[tuple[str, str]]:
                 f"{train.micro_batch_size} does not divide batch_size ({train.batch_size})",
             )
         )
+    if (train.remat == "names") != bool(train.remat_names):
+        message = "is read where remat is names, and needed there; give both or neither"
+        found.append(("train.remat_names", message))
     for number, source in enumerate(config.data.learn):
         found += _source_conflicts(source, f"data.learn.{number}")
     if isinstance(config.data.keep, KeepDocuments):

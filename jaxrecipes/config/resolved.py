@@ -43,14 +43,15 @@ def config_hash(config: Config) -> str:
     """Hashes everything in a config that can change a result.
 
     `output`, `name`, `compare` and `train.trackers` are left out, so an arm has the same hash in
-    every folder and in every comparison. Defaults are filled in before hashing, so writing a
+    every folder and in every comparison; so are `mesh` and `model.attention`, because a run may go
+    on with other devices than it began with. Defaults are filled in before hashing, so writing a
     default out changes nothing.
 
     Returns:
         sha256, 64 hexadecimal digits.
     """
-    data = config.model_dump(exclude={"output": True, "name": True, "compare": True})
-    del data["train"]["trackers"]
+    data = config.model_dump(exclude={"output": True, "name": True, "compare": True, "mesh": True})
+    del data["train"]["trackers"], data["model"]["attention"]
     text = json.dumps(data, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
     return hashlib.sha256(text.encode()).hexdigest()
 

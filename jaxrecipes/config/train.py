@@ -8,6 +8,11 @@ from pydantic import Field
 
 from jaxrecipes.config.section import Pattern, Section
 
+# As `models.stacking.SAVEABLE_NAMES`, which a test compares; the schema does not import JAX.
+SaveableName = Literal[
+    "query", "key", "value", "attention", "after_attention", "gate", "up", "down"
+]
+
 
 class DecayRule(Section):
     """One rule: which leaves, and whether weight decay applies."""
@@ -131,10 +136,15 @@ class TrainSection(Section):
         "and changes nothing else. Must divide batch_size. null: all at once.",
     )
     optimizer: OptimizerSection = Field(description="How a gradient becomes an update.")
-    remat: Literal["none", "dots", "full"] = Field(
+    remat: Literal["none", "dots", "names", "full", "offload"] = Field(
         default="dots",
         description="What the backward pass computes again to save memory. none: nothing; dots: "
-        "all but products with weights, half the memory at the same speed; full: whole layers.",
+        "all but products with weights, half the memory at the same speed; names: all but "
+        "remat_names; full: whole layers, from their inputs; offload: as full, with the inputs in "
+        "the host's memory.",
+    )
+    remat_names: list[SaveableName] = Field(
+        default_factory=list, description="With remat: names, what a layer keeps."
     )
     loss_chunk: int = Field(
         default=1024,

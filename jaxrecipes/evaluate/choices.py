@@ -20,6 +20,7 @@ from jaxrecipes.evaluate.bootstrap import Interval, difference_interval, ratio_i
 from jaxrecipes.evaluate.likelihood import DocumentSums, evaluate_set
 from jaxrecipes.evaluate.rows import EvaluationRows, pack_scored
 from jaxrecipes.models.config import ModelConfig
+from jaxrecipes.models.execution import ONE_DEVICE, Execution
 from jaxrecipes.models.stacking import Layout
 
 Encode = Callable[[str], Sequence[int]]
@@ -254,6 +255,7 @@ def choice_scores(
     batch_size: int = 8,
     compute_dtype: Any = jnp.float32,
     layout: Layout | None = None,
+    execution: Execution = ONE_DEVICE,
 ) -> ChoiceScores:
     """Answers multiple-choice items by likelihood.
 
@@ -264,11 +266,12 @@ def choice_scores(
         batch_size: Rows of one forward pass.
         compute_dtype: dtype of activations.
         layout: Layout of `params`.
+        execution: Devices and attention backend.
 
     Returns:
         Results by item. Of equally likely choices the first is the answer.
     """
-    sums = _sums(config, params, items, batch_size, compute_dtype, layout)
+    sums = _sums(config, params, items, batch_size, compute_dtype, layout, execution)
     log_probabilities = -sums.nll
     by_character = log_probabilities / np.maximum(items.characters, 1)
     correct, normalized, probability = [], [], []
@@ -296,12 +299,13 @@ def last_word_scores(
     batch_size: int = 8,
     compute_dtype: Any = jnp.float32,
     layout: Layout | None = None,
+    execution: Execution = ONE_DEVICE,
 ) -> ChoiceScores:
     """Scores last words: correct where greedy decoding would write the whole target.
 
     Arguments as in `choice_scores`; `items` come from `encode_last_words`.
     """
-    sums = _sums(config, params, items, batch_size, compute_dtype, layout)
+    sums = _sums(config, params, items, batch_size, compute_dtype, layout, execution)
     return ChoiceScores(
         ids=items.ids,
         correct=(sums.correct == sums.tokens).astype(np.float64),
@@ -319,6 +323,7 @@ def _sums(
     batch_size: int,
     compute_dtype: Any,
     layout: Layout | None,
+    execution: Execution,
 ) -> DocumentSums:
     return evaluate_set(
         config,
@@ -327,6 +332,7 @@ def _sums(
         batch_size=batch_size,
         compute_dtype=compute_dtype,
         layout=layout,
+        execution=execution,
     )
 
 

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxrecipes.models.config import ModelConfig
+from jaxrecipes.sharding.host import to_host
 
 Tree = dict[str, Any]
 
@@ -40,7 +41,7 @@ def in_chunks(function: Any, chunk: int, *arrays: np.ndarray) -> list[np.ndarray
         parts = [array[start : start + chunk] for array in arrays]
         size = parts[0].shape[0]
         padded = [np.pad(part, [(0, chunk - size)] + [(0, 0)] * (part.ndim - 1)) for part in parts]
-        results.append([np.asarray(result)[:size] for result in function(*padded)])
+        results.append([to_host(result)[:size] for result in function(*padded)])
     return [np.concatenate(parts) for parts in zip(*results, strict=True)]
 
 

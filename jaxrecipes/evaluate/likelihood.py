@@ -19,6 +19,7 @@ all positive, so that a small divergence is not lost in rounding.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -26,6 +27,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from jaxrecipes.errors import DataError
 from jaxrecipes.evaluate.bootstrap import Interval, difference_interval, ratio_interval
@@ -41,7 +43,11 @@ from jaxrecipes.evaluate.head_scores import (
 from jaxrecipes.evaluate.rows import EvaluationRows
 from jaxrecipes.models.config import ModelConfig
 from jaxrecipes.models.decoder import hidden_states
+from jaxrecipes.models.execution import ONE_DEVICE, Execution
 from jaxrecipes.models.stacking import Layout
+from jaxrecipes.sharding.host import to_host
+from jaxrecipes.sharding.mesh import BATCH_AXES
+from jaxrecipes.sharding.rules import tree_shardings
 
 Tree = dict[str, Any]
 _LN2 = float(np.log(2.0))
@@ -136,6 +142,7 @@ def evaluate_set(
     compute_dtype: Any = jnp.float32,
     layout: Layout | None = None,
     chunk: int = 512,
+    execution: Execution = ONE_DEVICE,
 ) -> DocumentSums:
     """Measures a model on packed rows.
 
@@ -150,6 +157,7 @@ def evaluate_set(
         compute_dtype: dtype of activations.
         layout: Layout of `params`; None for the canonical tree.
         chunk: Tokens whose logits exist at the same time.
+        execution: Devices and attention backend.
 
     Returns:
         Sums by document. A document without a scored token has zero tokens.
@@ -164,7 +172,7 @@ def evaluate_set(
             "the base model's cached states belong to other rows than those evaluated now; "
             "compute base_cache again on these rows"
         )
-    states = _scored_states(config, params, rows, batch_size, compute_dtype, layout)
+    states = _scored_states(config, params, rows, batch_size, compute_dtype, layout, execution)
     head = head_subtree(config, params)
     kl = None
     if base is None:
@@ -180,7 +188,7 @@ def evaluate_set(
         kl = first_order + (normalizer - base.log_normalizer)
     else:
         nll, correct, kl = in_chunks(
-            partial(score_against, *head_kind(config), head, base.head),
+            partial(score_against, *head_kind(config), head, _placed(base.head, execution.mesh)),
             chunk,
             states,
             scored.targets,
@@ -199,6 +207,7 @@ def base_cache(
     compute_dtype: Any = jnp.float32,
     layout: Layout | None = None,
     chunk: int = 512,
+    execution: Execution = ONE_DEVICE,
 ) -> BaseCache:
     """Computes what later evaluations need of the base model.
 
@@ -210,6 +219,7 @@ def base_cache(
         compute_dtype: dtype of activations; use the one of the evaluations to come.
         layout: Layout of `params`; None for the canonical tree.
         chunk: Tokens whose logits exist at the same time; use the one of the evaluations to come.
+        execution: Devices and attention backend.
 
     Returns:
         The cache, on the host: 8 * hidden_size bytes a scored token, and a copy of the head.
@@ -218,7 +228,7 @@ def base_cache(
         DataError: Nothing is scored, or a token id is not in the vocabulary.
     """
     scored = _scored_tokens(config, rows)
-    states = _scored_states(config, params, rows, batch_size, compute_dtype, layout)
+    states = _scored_states(config, params, rows, batch_size, compute_dtype, layout, execution)
     head = head_subtree(config, params)
     nll, correct, normalizer = in_chunks(
         partial(score, *head_kind(config), head), chunk, states, scored.targets
@@ -230,7 +240,7 @@ def base_cache(
         )
     return BaseCache(
         key=rows.fingerprint(),
-        head=jax.tree.map(np.array, head),
+        head=jax.tree.map(lambda leaf: np.array(to_host(leaf)), head),
         hidden_states=states.astype(np.float32),
         expected_embedding=expected,
         log_normalizer=normalizer,
@@ -322,34 +332,43 @@ def _scored_states(
     batch_size: int,
     compute_dtype: Any,
     layout: Layout | None,
+    execution: Execution,
 ) -> np.ndarray:
     """Runs the decoder over all rows; returns the states before scored tokens, [tokens, hidden]."""
     count = rows.token_ids.shape[0]
     row, position = rows.scored()
     # As equal as they can be: a last batch of a single row would cost as much as a full one.
     batch_size = -(-count // -(-count // batch_size))
+    if execution.mesh is not None:
+        batch_size += -batch_size % math.prod(execution.mesh.shape[axis] for axis in BATCH_AXES)
     states = []
     for start in range(0, count, batch_size):
         batch = [
-            _pad_rows(array[start : start + batch_size], batch_size)
+            _padded(array[start : start + batch_size], batch_size, execution.mesh)
             for array in (rows.token_ids, rows.segment_ids, rows.positions)
         ]
-        output = np.asarray(_hidden_states(config, compute_dtype, layout, params, *batch))
+        output = to_host(_hidden_states(config, compute_dtype, layout, execution, params, *batch))
         here = (row >= start) & (row < start + batch_size)
         states.append(output[row[here] - start, position[here]])
     return np.concatenate(states)
 
 
-def _pad_rows(array: np.ndarray, count: int) -> np.ndarray:
-    """Adds rows of zeros (padding: segment 0) up to `count`, so that every batch has one shape."""
-    return np.pad(array, ((0, count - array.shape[0]), (0, 0)))
+def _padded(array: np.ndarray, rows: int, mesh: Mesh | None) -> np.ndarray:
+    """Adds padding, which is zero, so that every batch has one shape that the mesh can cut."""
+    parts = 1 if mesh is None else mesh.shape["context"]
+    return np.pad(array, ((0, rows - array.shape[0]), (0, -array.shape[1] % parts)))
 
 
-@partial(jax.jit, static_argnums=(0, 1, 2))
+def _placed(head: Tree, mesh: Mesh | None) -> Tree:
+    return head if mesh is None else jax.device_put(head, tree_shardings(head, mesh))
+
+
+@partial(jax.jit, static_argnums=(0, 1, 2, 3))
 def _hidden_states(
     config: ModelConfig,
     compute_dtype: Any,
     layout: Layout | None,
+    execution: Execution,
     params: Tree,
     token_ids: jax.Array,
     segment_ids: jax.Array,
@@ -363,4 +382,5 @@ def _hidden_states(
         positions,
         compute_dtype=compute_dtype,
         layout=layout,
+        execution=execution,
     )

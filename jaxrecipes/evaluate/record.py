@@ -46,6 +46,7 @@ from jaxrecipes.evaluate.likelihood import (
 )
 from jaxrecipes.evaluate.rows import EvaluationRows
 from jaxrecipes.models.config import ModelConfig
+from jaxrecipes.models.execution import ONE_DEVICE, Execution
 from jaxrecipes.models.stacking import Layout
 
 Tree = dict[str, Any]
@@ -70,6 +71,7 @@ class EvaluationSuite:
         compute_dtype: dtype of activations.
         chunk: Tokens whose logits exist at the same time.
         seed: Seed of the bootstrap.
+        execution: Devices and attention backend.
     """
 
     rows: Mapping[str, EvaluationRows]
@@ -83,6 +85,7 @@ class EvaluationSuite:
     compute_dtype: Any
     chunk: int
     seed: int
+    execution: Execution
 
 
 def build_suite(
@@ -99,6 +102,7 @@ def build_suite(
     layout: Layout | None = None,
     chunk: int = 512,
     seed: int = 0,
+    execution: Execution = ONE_DEVICE,
 ) -> EvaluationSuite:
     """Runs the base model once over all that will be measured.
 
@@ -115,6 +119,7 @@ def build_suite(
         layout: Layout of `base_params`.
         chunk: Tokens whose logits exist at the same time.
         seed: Seed of the bootstrap.
+        execution: Devices and attention backend, of the arms' evaluations too.
 
     Returns:
         The suite; share it between arms.
@@ -123,7 +128,12 @@ def build_suite(
         DataError: See `evaluate_set`.
     """
     rows = {"learn": learn} | ({} if keep is None else {"keep": keep})
-    forward = {"batch_size": batch_size, "compute_dtype": compute_dtype, "layout": layout}
+    forward = {
+        "batch_size": batch_size,
+        "compute_dtype": compute_dtype,
+        "layout": layout,
+        "execution": execution,
+    }
     return EvaluationSuite(
         rows=rows,
         bases={
@@ -145,6 +155,7 @@ def build_suite(
         compute_dtype=compute_dtype,
         chunk=chunk,
         seed=seed,
+        execution=execution,
     )
 
 
@@ -195,6 +206,7 @@ def evaluate_arm(
         "batch_size": suite.batch_size,
         "compute_dtype": suite.compute_dtype,
         "layout": layout,
+        "execution": suite.execution,
     }
     for name in _SETS:
         if name not in suite.rows:

@@ -4,34 +4,40 @@ from __future__ import annotations
 
 import time
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
-from jaxrecipes.checkpoint.huggingface import import_checkpoint
+from jaxrecipes.checkpoint.huggingface import Imported, import_checkpoint, read_model_config
 from jaxrecipes.checkpoint.training_state import TrainingStates
 from jaxrecipes.config import Config, config_hash
 from jaxrecipes.data.pipeline import batches
 from jaxrecipes.experiment.data_sets import DataSets
+from jaxrecipes.experiment.devices import Devices, model_shardings
 from jaxrecipes.experiment.measure import Measure
 from jaxrecipes.experiment.program import (
     build_program,
+    build_weights,
     compile_step,
+    first_state,
     print_arm,
     summarise,
     total_steps,
 )
 from jaxrecipes.models.config import ModelConfig
+from jaxrecipes.models.decoder import abstract_params
 from jaxrecipes.params.layout import to_canonical
 from jaxrecipes.params.partition import combine
-from jaxrecipes.params.paths import Tree
-from jaxrecipes.train.loop import LoopSettings, run_steps
+from jaxrecipes.params.paths import Tree, flatten, unflatten
+from jaxrecipes.sharding.batches import local_rows, place_batch
+from jaxrecipes.sharding.host import to_host
+from jaxrecipes.train.loop import LoopSettings, raise_if_stopped, run_steps
 from jaxrecipes.train.metrics import MetricsFile, open_trackers, read_records
 from jaxrecipes.train.progress import training_progress
 from jaxrecipes.train.signals import stop_requests
-from jaxrecipes.train.state import TrainState, create_state
+from jaxrecipes.train.state import TrainState
 
 
 @dataclass(frozen=True)
@@ -40,7 +46,8 @@ class TrainedArm:
 
     Attributes:
         config: The trained model.
-        trained: The leaves that trained, float32, in the canonical tree; the others are the base's.
+        trained: The leaves that trained, float32 on the host, in the canonical tree; the others are
+            the base's.
         summary: JSON values for the report.
     """
 
@@ -56,6 +63,7 @@ def train_arm(
     data: DataSets,
     folder: Path,
     measure: Measure,
+    devices: Devices,
     console: Console,
 ) -> TrainedArm:
     """Trains one arm to its end, from wherever it was left.
@@ -67,6 +75,7 @@ def train_arm(
         data: The experiment's sets.
         folder: The arm's folder.
         measure: Evaluates a model on the experiment's sets.
+        devices: Where to train.
         console: For the header and the progress line.
 
     Returns:
@@ -79,25 +88,28 @@ def train_arm(
     """
     began = time.monotonic()
     steps = total_steps(config, data.train_rows)
-    base = import_checkpoint(base_folder)
-    program = build_program(config, base, steps)
-    del base
+    model = read_model_config(base_folder)
+    mesh = devices.execution.mesh
+    shapes = Imported(model, abstract_params(model), base_folder, {})
+    program = build_program(config, shapes, steps, devices.execution)
     compiled = compile_step(config, program)
-    summary = summarise(name, config, program, compiled)
+    summary = summarise(name, config, program, compiled, devices)
     print_arm(summary, console)
 
     identity = {"config": config_hash(config), "data": data.fingerprint}
     states = TrainingStates(folder / "checkpoints", keep=config.train.checkpoint.keep)
-    state = create_state(
-        program.trainable, program.optimizer, spike_window=config.train.spikes.window
-    )
-    frozen = program.frozen
-    # From here on the state owns the only copy of what trains.
-    program = replace(program, trainable={}, frozen={})
-    restored = states.restore(state, expected=identity)
+    # Before the weights are read: the state of a resumed run exists once, not beside a first one.
+    restored = states.restore(program.state, expected=identity)
+    base = import_checkpoint(base_folder, shardings=model_shardings(model, mesh))
+    trainable, frozen = build_weights(config, program, base, with_trainable=restored is None)
+    del base
     start = 0
-    if restored is not None:
+    if restored is None:
+        state = first_state(config, program, trainable)
+    else:
         start, state = restored.step, restored.state
+    del trainable
+    if restored is not None:
         console.print(f"{name}: goes on after step {start} of {steps}", highlight=False)
     elif any((folder / "checkpoints").glob("*.damaged")):
         console.print(
@@ -153,9 +165,15 @@ def train_arm(
         ),
         skip_limit=config.train.spikes.limit,
     )
+    shape = (config.train.batch_size, config.data.length)
     stream = batches(
-        data.train, batch_size=config.train.batch_size, seed=config.seed, start_step=start
+        data.train,
+        batch_size=config.train.batch_size,
+        seed=config.seed,
+        rows=local_rows(mesh, shape),
+        start_step=start,
     )
+    placed = ((step, place_batch(mesh, shape, batch)) for step, batch in stream)
     with (
         states,
         closing(metrics),
@@ -167,14 +185,18 @@ def train_arm(
             compiled.step,
             state,
             frozen,
-            stream,
+            placed,
             settings,
             record=record_step,
             evaluate=evaluate,
             save=save,
             stop=stop,
         )
-    trained = to_canonical(program.layout, state.trainable)
+        # A signal that came after the loop looked for one, during the last step or its save.
+        states.wait()
+        raise_if_stopped(stop, f"all {steps} steps are done and saved")
+    leaves = flatten(to_canonical(program.layout, state.trainable))
+    trained = unflatten({path: to_host(leaf) for path, leaf in leaves.items()})
     summary["seconds"] = sum(record["seconds"] for record in read_records(folder / "metrics.jsonl"))
     summary["wall_seconds"] = time.monotonic() - began
     return TrainedArm(program.config, trained, summary)

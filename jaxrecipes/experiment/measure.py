@@ -28,6 +28,7 @@ from jaxrecipes.evaluate.record import (
 from jaxrecipes.evaluate.token_bytes import token_byte_lengths
 from jaxrecipes.experiment.data_sets import DataSets
 from jaxrecipes.models.config import ModelConfig
+from jaxrecipes.models.execution import ONE_DEVICE, Execution
 from jaxrecipes.models.stacking import Layout
 from jaxrecipes.params.layout import plan_layout, to_runtime
 from jaxrecipes.params.paths import Tree
@@ -71,7 +72,13 @@ class Measure:
         return evaluate_arm(suite, config, params, step=step, tokens=tokens, layout=layout)
 
 
-def build_measure(config: Config, base: Imported, tokenizer: Any, data: DataSets) -> Measure:
+def build_measure(
+    config: Config,
+    base: Imported,
+    tokenizer: Any,
+    data: DataSets,
+    execution: Execution = ONE_DEVICE,
+) -> Measure:
     """Runs the base over everything that will be measured.
 
     Args:
@@ -79,6 +86,7 @@ def build_measure(config: Config, base: Imported, tokenizer: Any, data: DataSets
         base: The base model.
         tokenizer: Its tokenizer.
         data: The experiment's sets.
+        execution: Devices and attention backend, of the base's and of the arms' evaluations.
 
     Returns:
         The measure.
@@ -122,5 +130,6 @@ def build_measure(config: Config, base: Imported, tokenizer: Any, data: DataSets
         compute_dtype=compute_dtype,
         layout=layout,
         seed=config.seed,
+        execution=execution,
     )
     return Measure(suite, base_record(suite))

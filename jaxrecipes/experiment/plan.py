@@ -13,6 +13,7 @@ from jaxrecipes.checkpoint.huggingface import Imported
 from jaxrecipes.config import Config, expand_arms
 from jaxrecipes.experiment.base_model import locate_base, peek_model_config
 from jaxrecipes.experiment.data_sets import prepare_data
+from jaxrecipes.experiment.devices import choose_devices
 from jaxrecipes.experiment.program import build_program, compile_step, summarise, total_steps
 from jaxrecipes.models.config import ModelConfig
 from jaxrecipes.models.decoder import abstract_params
@@ -47,9 +48,11 @@ def plan(config: Config, *, console: Console) -> int | None:
         rows = prepare_data(config, located, Path(config.output), console).train_rows
     summaries = []
     for arm in expand_arms(config):
-        program = build_program(arm.config, base, total_steps(arm.config, rows))
+        devices = choose_devices(arm.config, model)
+        steps = total_steps(arm.config, rows)
+        program = build_program(arm.config, base, steps, devices.execution)
         compiled = compile_step(arm.config, program)
-        summaries.append(summarise(arm.name, arm.config, program, compiled))
+        summaries.append(summarise(arm.name, arm.config, program, compiled, devices))
     # As many arms beside each other as a narrow terminal holds.
     for first in range(0, len(summaries), _ARMS_BESIDE):
         shown = summaries[first : first + _ARMS_BESIDE]

@@ -10,13 +10,16 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import NamedSharding, PartitionSpec
 from rich.console import Console
 from rich.table import Table
 
 from jaxrecipes.checkpoint.huggingface import Imported
 from jaxrecipes.config import Config
 from jaxrecipes.errors import ConfigError, DeviceMemoryError
+from jaxrecipes.experiment.devices import Devices
 from jaxrecipes.models.config import ModelConfig
+from jaxrecipes.models.execution import Execution
 from jaxrecipes.models.stacking import Layout
 from jaxrecipes.params.layout import plan_layout, to_runtime
 from jaxrecipes.params.partition import partition
@@ -24,6 +27,8 @@ from jaxrecipes.params.paths import Tree, flatten
 from jaxrecipes.params.rules import label
 from jaxrecipes.params.surgery import Surgery
 from jaxrecipes.recipes import block_expansion, freeze, full, strided_freeze
+from jaxrecipes.sharding.mesh import describe_mesh
+from jaxrecipes.sharding.rules import ACTIVATION_RULES, state_shardings, tree_shardings
 from jaxrecipes.train.flops import count_flops
 from jaxrecipes.train.loop import BATCH_KEYS
 from jaxrecipes.train.optimizer import (
@@ -32,22 +37,25 @@ from jaxrecipes.train.optimizer import (
     learning_rate_schedule,
     make_optimizer,
 )
-from jaxrecipes.train.state import create_state
+from jaxrecipes.train.state import TrainState, create_state
 from jaxrecipes.train.step import StepFunction, make_train_step
 
 
 @dataclass(frozen=True)
 class ArmProgram:
-    """Everything that training an arm needs, as shapes or as arrays.
+    """Everything that training an arm needs but its weights.
 
     Attributes:
         config: The model after surgery.
         layout: Its run-time layout.
         labels: For each canonical path (trains, decays).
-        trainable: Trainable leaves in the runtime layout, float32.
-        frozen: Frozen leaves in the runtime layout, in the compute dtype.
+        trainable: Shapes of the trainable leaves in the runtime layout, float32, with shardings
+            where there is a mesh.
+        frozen: Shapes of the frozen leaves, in the compute dtype, likewise.
+        state: Shapes of the state before the first step, likewise.
         step: The step function, not compiled.
         optimizer: The optimizer.
+        execution: Devices and attention backend.
         total_steps: Length of the run.
         keeps_function: The model computes the base function before training.
     """
@@ -57,8 +65,10 @@ class ArmProgram:
     labels: Mapping[str, tuple[bool, bool]]
     trainable: Tree
     frozen: Tree
+    state: TrainState
     step: StepFunction
     optimizer: Any
+    execution: Execution
     total_steps: int
     keeps_function: bool
 
@@ -112,13 +122,14 @@ def optimizer_settings(config: Config, steps: int) -> OptimizerSettings:
     )
 
 
-def build_program(config: Config, base: Imported, steps: int) -> ArmProgram:
-    """Turns a base model into a program that trains an arm.
+def build_program(config: Config, base: Imported, steps: int, execution: Execution) -> ArmProgram:
+    """Turns a base model into a program that trains an arm; nothing is computed.
 
     Args:
         config: The arm's config.
-        base: The base model; leaves may be `jax.ShapeDtypeStruct`s, and are then in the result.
+        base: The base model; only the shapes of its leaves are read.
         steps: Length of the run.
+        execution: Devices and attention backend.
 
     Returns:
         The program. Trained leaves are float32, frozen ones in the compute dtype.
@@ -126,23 +137,24 @@ def build_program(config: Config, base: Imported, steps: int) -> ArmProgram:
     Raises:
         ConfigError: The recipe's options or rules do not fit the model, or nothing trains.
     """
-    surgery = _apply_recipe(config, base)
+    surgery = _abstract_surgery(config, base)
     trains = label(surgery.params, surgery.rules)
     decay_rules = [(rule.pattern, rule.decay) for rule in config.train.optimizer.decay_rules]
     decays = label(surgery.params, decay_rules)
     labels = {path: (trains[path], decays[path]) for path in trains}
     layout = plan_layout(surgery.config, labels, _trains)
     compute_dtype = jnp.dtype(config.model.compute_dtype)
-    trainable, frozen = partition(surgery.params, lambda path: trains[path])
-    if not flatten(trainable):
+    if not any(trains.values()):
         raise ConfigError("no leaf trains: every rule that matches a leaf says train: false")
-    trainable = to_runtime(layout, _cast(trainable, jnp.dtype(jnp.float32)))
-    frozen = to_runtime(layout, _cast(frozen, compute_dtype))
+    trainable, frozen = jax.eval_shape(
+        lambda params: _split(params, labels, layout, compute_dtype), surgery.params
+    )
     settings = optimizer_settings(config, steps)
     optimizer = make_optimizer(
         settings, layout=layout, decays={path: decays[path] for path in trains if trains[path]}
     )
     rows = config.train.micro_batch_size or config.train.batch_size
+    names = tuple(config.train.remat_names)
     step = make_train_step(
         surgery.config,
         optimizer,
@@ -150,18 +162,30 @@ def build_program(config: Config, base: Imported, steps: int) -> ArmProgram:
         layout=layout,
         micro_batches=config.train.batch_size // rows,
         compute_dtype=compute_dtype,
-        remat=config.train.remat,
+        remat=names if config.train.remat == "names" else config.train.remat,
         loss_chunk=config.train.loss_chunk,
         spike_sigma=config.train.spikes.sigma,
+        execution=execution,
     )
+    state: Any = jax.eval_shape(
+        lambda tree: create_state(tree, optimizer, spike_window=config.train.spikes.window),
+        trainable,
+    )
+    if execution.mesh is not None:
+        places = state_shardings(state, flatten(trainable), execution.mesh)
+        state = _placed(state, places)
+        trainable = _placed(trainable, tree_shardings(trainable, execution.mesh))
+        frozen = _placed(frozen, tree_shardings(frozen, execution.mesh))
     return ArmProgram(
         surgery.config,
         layout,
         labels,
         trainable,
         frozen,
+        state,
         step,
         optimizer,
+        execution,
         steps,
         surgery.keeps_function,
     )
@@ -171,14 +195,12 @@ def _trains(value: Any) -> bool:
     return value[0]
 
 
-def _apply_recipe(config: Config, base: Imported) -> Surgery:
-    """Runs the recipe on arrays, or, where the base is shapes, on shapes."""
-    key = jax.random.key(config.seed)
-    if not any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(base.params)):
-        return apply_recipe(config, base, key=key)
+def _abstract_surgery(config: Config, base: Imported) -> Surgery:
+    """Runs the recipe on shapes."""
     done: list[Surgery] = []
 
     def traced(params: Tree) -> Tree:
+        key = jax.random.key(config.seed)
         done.append(apply_recipe(config, replace(base, params=params), key=key))
         return done[0].params
 
@@ -186,13 +208,73 @@ def _apply_recipe(config: Config, base: Imported) -> Surgery:
     return replace(done[0], params=shapes)
 
 
-def _cast(tree: Tree, dtype: Any) -> Tree:
-    def cast(leaf: Any) -> Any:
-        if isinstance(leaf, jax.ShapeDtypeStruct):
-            return jax.ShapeDtypeStruct(leaf.shape, dtype)
-        return jnp.asarray(leaf, dtype)
+def _split(
+    params: Tree, labels: Mapping[str, tuple[bool, bool]], layout: Layout, compute_dtype: Any
+) -> tuple[Tree, Tree]:
+    """Returns the trainable leaves in float32 and the frozen ones, both in the runtime layout."""
+    trainable, frozen = partition(params, lambda path: labels[path][0])
 
-    return jax.tree.map(cast, tree)
+    def cast(tree: Tree, dtype: Any) -> Tree:
+        return to_runtime(layout, jax.tree.map(lambda leaf: leaf.astype(dtype), tree))
+
+    return cast(trainable, jnp.float32), cast(frozen, compute_dtype)
+
+
+def build_weights(
+    config: Config, program: ArmProgram, base: Imported, *, with_trainable: bool
+) -> tuple[Tree, Tree]:
+    """Runs the recipe on the base's weights; the results are born where the program wants them.
+
+    Args:
+        config: The arm's config.
+        program: From `build_program`.
+        base: The base model, with arrays.
+        with_trainable: Whether the trainable leaves are wanted; a run that goes on has its own.
+
+    Returns:
+        The trainable leaves, or an empty tree, and the frozen ones, as the program's shapes say.
+    """
+
+    def build(params: Tree) -> tuple[Tree, Tree]:
+        key = jax.random.key(config.seed)
+        surgery = apply_recipe(config, replace(base, params=params), key=key)
+        compute_dtype = jnp.dtype(config.model.compute_dtype)
+        trainable, frozen = _split(surgery.params, program.labels, program.layout, compute_dtype)
+        return (trainable if with_trainable else {}), frozen
+
+    places = None
+    if program.execution.mesh is not None:
+        wanted = (program.trainable if with_trainable else {}, program.frozen)
+        places = jax.tree.map(lambda leaf: leaf.sharding, wanted)
+    return jax.jit(build, out_shardings=places)(base.params)
+
+
+def first_state(config: Config, program: ArmProgram, trainable: Tree) -> TrainState:
+    """Returns the state before the first step, where the program wants it.
+
+    Args:
+        config: The arm's config.
+        program: From `build_program`.
+        trainable: From `build_weights`; given away.
+    """
+    places = None
+    if program.execution.mesh is not None:
+        places = jax.tree.map(lambda leaf: leaf.sharding, program.state)
+    window = config.train.spikes.window
+    create = jax.jit(
+        lambda tree: create_state(tree, program.optimizer, spike_window=window),
+        out_shardings=places,
+        donate_argnums=0,
+    )
+    return create(trainable)
+
+
+def _placed(tree: Any, shardings: Any) -> Any:
+    return jax.tree.map(
+        lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
+        tree,
+        shardings,
+    )
 
 
 def abstract_batch(config: Config) -> dict[str, jax.ShapeDtypeStruct]:
@@ -223,12 +305,32 @@ class CompiledStep:
     flops: int
 
 
+def lower_step(config: Config, program: ArmProgram) -> jax.stages.Lowered:
+    """Traces an arm's step for its devices: with `compile()`, what a run executes.
+
+    Args:
+        config: The arm's config.
+        program: From `build_program`.
+
+    Returns:
+        The step as a program that takes over (donates) the state.
+    """
+    batch, mesh, results = abstract_batch(config), program.execution.mesh, None
+    if mesh is not None:
+        tokens = NamedSharding(mesh, ACTIVATION_RULES["tokens"])
+        batch = _placed(batch, {key: tokens for key in batch})
+        state_places = jax.tree.map(lambda leaf: leaf.sharding, program.state)
+        results = (state_places, NamedSharding(mesh, PartitionSpec()))
+    step = jax.jit(program.step, donate_argnums=0, out_shardings=results)
+    return step.lower(program.state, program.frozen, batch)
+
+
 def compile_step(config: Config, program: ArmProgram) -> CompiledStep:
     """Compiles an arm's step ahead of its first batch.
 
     Args:
         config: The arm's config.
-        program: From `build_program`; arrays or shapes.
+        program: From `build_program`.
 
     Returns:
         The compiled step.
@@ -237,17 +339,10 @@ def compile_step(config: Config, program: ArmProgram) -> CompiledStep:
         DeviceMemoryError: The step does not fit into the device's memory.
     """
     began = time.monotonic()
-    shapes = jax.eval_shape(
-        lambda trainable: create_state(
-            trainable, program.optimizer, spike_window=config.train.spikes.window
-        ),
-        program.trainable,
-    )
     batch = abstract_batch(config)
-    flops = count_flops(program.step, shapes, program.frozen, batch)
-    jitted = jax.jit(program.step, donate_argnums=0)
+    flops = count_flops(program.step, program.state, program.frozen, batch)
     try:
-        compiled = jitted.lower(shapes, program.frozen, batch).compile()
+        compiled = lower_step(config, program).compile()
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
@@ -273,7 +368,7 @@ def compile_step(config: Config, program: ArmProgram) -> CompiledStep:
 
 
 def summarise(
-    name: str, config: Config, program: ArmProgram, compiled: CompiledStep
+    name: str, config: Config, program: ArmProgram, compiled: CompiledStep, devices: Devices
 ) -> dict[str, Any]:
     """Describes an arm before its first step: what trains, what it costs.
 
@@ -307,8 +402,11 @@ def summarise(
         "temp_bytes": compiled.temp_bytes,
         "flops_per_step": compiled.flops,
         "compute_dtype": config.model.compute_dtype,
-        "device": jax.devices()[0].device_kind,
-        "devices": jax.device_count(),
+        "device": devices.kind,
+        "devices": devices.count,
+        "mesh": describe_mesh(devices.execution.mesh),
+        "attention": devices.execution.attention,
+        "attention_reason": devices.attention_reason,
     }
 
 
@@ -335,7 +433,7 @@ def print_arm(summary: Mapping[str, Any], console: Console) -> None:
         f"a step takes {summary['flops_per_step'] / 1e9:,.0f} GFLOP and "
         f"{summary['peak_memory_bytes'] / mib:,.0f} MiB on a device "
         f"({summary['temp_bytes'] / mib:,.0f} temporary); compiled in "
-        f"{summary['compile_seconds']:.1f} s for {summary['devices']} x {summary['device']}, "
-        f"attention: reference",
+        f"{summary['compile_seconds']:.1f} s for {summary['devices']} x {summary['device']} "
+        f"({summary['mesh']}), attention: {summary['attention']} ({summary['attention_reason']})",
         highlight=False,
     )

@@ -28,6 +28,7 @@ from jaxrecipes.errors import ConfigError, JaxrecipesError
 from jaxrecipes.experiment.arm import TrainedArm, train_arm
 from jaxrecipes.experiment.base_model import BaseModel, locate_base
 from jaxrecipes.experiment.data_sets import DataSets, prepare_data
+from jaxrecipes.experiment.devices import Devices, choose_devices, model_shardings
 from jaxrecipes.experiment.inspect import report
 from jaxrecipes.experiment.measure import Measure, build_measure
 from jaxrecipes.experiment.model_card import model_card
@@ -68,7 +69,8 @@ def run(config: Config, *, console: Console) -> int | None:
             console=console,
         )
         arms = expand_arms(config)
-        check_arms(arms, read_model_config(base.folder))
+        model = read_model_config(base.folder)
+        devices = check_arms(arms, model)
         data = prepare_data(config, base, output, console)
         measure: Measure | None = None
         for arm in arms:
@@ -79,10 +81,21 @@ def run(config: Config, *, console: Console) -> int | None:
                 continue
             if measure is None:
                 console.print("measuring the base model …", highlight=False)
-                imported = import_checkpoint(base.folder)
-                measure = build_measure(config, imported, base.tokenizer, data)
+                execution = devices[arm.name].execution
+                places = model_shardings(model, execution.mesh)
+                imported = import_checkpoint(base.folder, shardings=places)
+                measure = build_measure(config, imported, base.tokenizer, data, execution)
                 del imported
-            trained = train_arm(arm.name, arm.config, base.folder, data, folder, measure, console)
+            trained = train_arm(
+                arm.name,
+                arm.config,
+                base.folder,
+                data,
+                folder,
+                measure,
+                devices[arm.name],
+                console,
+            )
             _finish(arm, trained, base, folder, inputs, console)
             del trained
             # The next arm compiles other programs; the memory of this one's is given back.
@@ -90,23 +103,30 @@ def run(config: Config, *, console: Console) -> int | None:
         return report(output, console=console)
 
 
-def check_arms(arms: Sequence[Arm], model: ModelConfig) -> None:
+def check_arms(arms: Sequence[Arm], model: ModelConfig) -> dict[str, Devices]:
     """Builds every arm from shapes, so that one that cannot train is refused before any work.
 
     Args:
         arms: All arms of an experiment.
         model: The base model.
 
+    Returns:
+        Arm -> its devices.
+
     Raises:
         ConfigError: Options or rules of an arm do not fit the model; names the arm.
     """
     base = Imported(model, abstract_params(model), Path(), {})
+    devices = {}
     for arm in arms:
         # The number of steps shapes the schedule only; with epochs, the data decide it later.
         try:
-            build_program(arm.config, base, arm.config.train.steps or 1_000_000)
+            devices[arm.name] = choose_devices(arm.config, model)
+            steps = arm.config.train.steps or 1_000_000
+            build_program(arm.config, base, steps, devices[arm.name].execution)
         except ConfigError as error:
             raise ConfigError(f"arm {arm.name}: {error}") from error
+    return devices
 
 
 def arm_inputs(arm: Arm, base: BaseModel, data: DataSets) -> dict[str, Any]:

@@ -24,6 +24,7 @@ from jaxrecipes.models.config import ModelConfig
 from jaxrecipes.models.decoder import embed, final_norm, layer_tokens
 from jaxrecipes.models.decoder import logits as output_logits
 from jaxrecipes.models.layers import Block, LayerCache
+from jaxrecipes.sharding.host import to_host
 
 Tree = dict[str, Any]
 Caches = list[LayerCache]
@@ -102,7 +103,7 @@ def generate(
             sampling=sampling,
             **static,
         )
-        for row, index in zip(np.asarray(written), chosen, strict=False):
+        for row, index in zip(to_host(written), chosen, strict=False):
             continuations[index] = _until_end(row.tolist(), eos_ids)
         if on_batch is not None:
             on_batch(min(start + size, len(prompts)), len(prompts))

@@ -27,7 +27,9 @@ import jax
 import jax.numpy as jnp
 
 from jaxrecipes.models.config import ModelConfig
+from jaxrecipes.models.execution import ONE_DEVICE, Execution
 from jaxrecipes.models.layers import Block, RMSNorm, Tokens
+from jaxrecipes.models.lookup import lookup
 from jaxrecipes.models.rope import rotation
 from jaxrecipes.models.stacking import Layout, RematPolicy, apply_layers
 
@@ -121,9 +123,15 @@ def layer_tokens(
     )
 
 
-def embed(config: ModelConfig, params: Tree, token_ids: jax.Array, compute_dtype: Any) -> jax.Array:
+def embed(
+    config: ModelConfig,
+    params: Tree,
+    token_ids: jax.Array,
+    compute_dtype: Any,
+    execution: Execution = ONE_DEVICE,
+) -> jax.Array:
     """Looks tokens up: int32 [batch, length] -> compute_dtype [batch, length, hidden_size]."""
-    states = params["embedding"]["table"][token_ids].astype(compute_dtype)
+    states = lookup(params["embedding"]["table"], token_ids, execution.mesh).astype(compute_dtype)
     if config.embedding_scale is not None:
         # Gemma rounds the factor to the compute dtype before it multiplies.
         states = states * jnp.asarray(config.embedding_scale, compute_dtype)
@@ -148,6 +156,7 @@ def hidden_states(
     compute_dtype: Any = jnp.float32,
     layout: Layout | None = None,
     remat: RematPolicy = "none",
+    execution: Execution = ONE_DEVICE,
 ) -> jax.Array:
     """Computes the hidden states after the final norm.
 
@@ -160,6 +169,7 @@ def hidden_states(
         compute_dtype: dtype of activations and products.
         layout: The layout of `params`; None for the canonical tree.
         remat: What layers keep for the backward pass, see `stacking.rematerialise`.
+        execution: Devices and attention backend.
 
     Returns:
         compute_dtype [batch, length, hidden_size].
@@ -171,7 +181,7 @@ def hidden_states(
         )
         for layer_type in sorted(set(config.layer_types))
     }
-    states = embed(config, params, token_ids, compute_dtype)
+    states = embed(config, params, token_ids, compute_dtype, execution)
     states = apply_layers(
         config,
         params,
@@ -179,6 +189,7 @@ def hidden_states(
         lambda index: kinds[config.layer_types[index]],
         layout=layout,
         remat=remat,
+        execution=execution,
     )
     return final_norm(config, params, states)
 

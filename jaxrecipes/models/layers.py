@@ -13,10 +13,12 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
-from jaxrecipes.models.attention import attention
+from jaxrecipes.models.attend import attend
 from jaxrecipes.models.config import ModelConfig
+from jaxrecipes.models.execution import ONE_DEVICE, Execution
 from jaxrecipes.models.product import product
 from jaxrecipes.models.rope import rotate
+from jaxrecipes.sharding.rules import constrain
 
 
 class LayerCache(NamedTuple):
@@ -95,10 +97,12 @@ class Attention(nn.Module):
     Attributes:
         config: The model.
         sliding_window: Window of this layer in tokens, or None.
+        execution: Devices and attention backend.
     """
 
     config: ModelConfig
     sliding_window: int | None
+    execution: Execution = ONE_DEVICE
 
     @nn.compact
     def __call__(
@@ -114,7 +118,7 @@ class Attention(nn.Module):
         Returns:
             [batch, length, hidden_size] and the updated cache.
         """
-        config = self.config
+        config, mesh = self.config, self.execution.mesh
         batch, length, _ = inputs.shape
 
         def project(name: str, heads: int) -> jax.Array:
@@ -122,7 +126,8 @@ class Attention(nn.Module):
                 heads * config.head_dim, bias=config.attention_bias, dtype=inputs.dtype, name=name
             )
             projected = checkpoint_name(dense(inputs), name)
-            return projected.reshape(batch, length, heads, config.head_dim)
+            projected = projected.reshape(batch, length, heads, config.head_dim)
+            return constrain(projected, "heads", mesh)
 
         query = project("query", config.num_heads)  # [batch, length, heads, head_dim]
         key = project("key", config.num_kv_heads)  # [batch, length, kv_heads, head_dim]
@@ -144,7 +149,8 @@ class Attention(nn.Module):
             # `attention` transposes back, so that the products read the cache as it lies.
             key = cache.key.transpose(heads_first)
             value = cache.value.transpose(heads_first)
-        mixed = attention(
+        mixed = attend(
+            self.execution,
             query,
             key,
             value,
@@ -157,6 +163,7 @@ class Attention(nn.Module):
             sliding_window=self.sliding_window,
         )
         mixed = mixed.reshape(batch, length, config.num_heads * config.head_dim)
+        mixed = checkpoint_name(mixed, "attention")
         output = _dense(
             config.hidden_size,
             bias=config.attention_output_bias,
@@ -171,24 +178,26 @@ class MLP(nn.Module):
 
     Attributes:
         config: The model.
+        execution: Devices.
     """
 
     config: ModelConfig
+    execution: Execution = ONE_DEVICE
 
     @nn.compact
     def __call__(self, inputs: jax.Array) -> jax.Array:
         """Maps [batch, length, hidden_size] to the same shape."""
         config = self.config
 
-        def project(name: str, features: int, values: jax.Array) -> jax.Array:
+        def project(name: str, features: int, values: jax.Array, point: str) -> jax.Array:
             dense = _dense(features, bias=config.mlp_bias, dtype=inputs.dtype, name=name)
-            return checkpoint_name(dense(values), name)
+            return checkpoint_name(constrain(dense(values), point, self.execution.mesh), name)
 
-        gate = project("gate", config.intermediate_size, inputs)
-        up = project("up", config.intermediate_size, inputs)
+        gate = project("gate", config.intermediate_size, inputs, "mlp")
+        up = project("up", config.intermediate_size, inputs, "mlp")
         activation = nn.silu if config.activation == "silu" else nn.gelu  # gelu: tanh form
         gate = activation(gate)
-        return project("down", config.hidden_size, gate * up)
+        return project("down", config.hidden_size, gate * up, "hidden_states")
 
 
 class Block(nn.Module):
@@ -197,10 +206,12 @@ class Block(nn.Module):
     Attributes:
         config: The model.
         sliding_window: Window of this layer in tokens, or None.
+        execution: Devices and attention backend.
     """
 
     config: ModelConfig
     sliding_window: int | None
+    execution: Execution = ONE_DEVICE
 
     @nn.compact
     def __call__(
@@ -216,18 +227,20 @@ class Block(nn.Module):
         Returns:
             [batch, length, hidden_size] and the updated cache.
         """
-        config = self.config
+        config, execution = self.config, self.execution
 
         def norm(name: str, values: jax.Array) -> jax.Array:
             return RMSNorm(config.norm_epsilon, config.norm_plus_one, name=name)(values)
 
-        mixed, cache = Attention(config, self.sliding_window, name="attention")(
+        mixed, cache = Attention(config, self.sliding_window, execution, name="attention")(
             norm("attention_norm", hidden_states), tokens, cache
         )
         if config.sandwich_norms:
             mixed = norm("attention_post_norm", mixed)
-        hidden_states = checkpoint_name(hidden_states + mixed, "after_attention")
-        changed = MLP(config, name="mlp")(norm("mlp_norm", hidden_states))
+        hidden_states = checkpoint_name(
+            constrain(hidden_states + mixed, "hidden_states", execution.mesh), "after_attention"
+        )
+        changed = MLP(config, execution, name="mlp")(norm("mlp_norm", hidden_states))
         if config.sandwich_norms:
             changed = norm("mlp_post_norm", changed)
-        return hidden_states + changed, cache
+        return constrain(hidden_states + changed, "hidden_states", execution.mesh), cache

@@ -15,9 +15,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax
+from jax.ad_checkpoint import checkpoint_name
 
+from jaxrecipes.errors import ConfigError
 from jaxrecipes.models.config import ModelConfig
+from jaxrecipes.models.execution import ONE_DEVICE, Execution
 from jaxrecipes.models.layers import Block, Tokens
+from jaxrecipes.sharding.rules import gather_layer
 
 Tree = dict[str, Any]
 
@@ -75,30 +79,73 @@ class Layout:
                 yield f"segments/{number}/{run}", segment, run
 
 
-RematPolicy = str
-REMAT_POLICIES: tuple[RematPolicy, ...] = ("none", "dots", "full")
+# A policy by name, or the names of the values that are kept.
+RematPolicy = str | tuple[str, ...]
+REMAT_POLICIES = ("none", "dots", "full", "offload")
+# Values of a layer that a policy can keep, in the order in which they are computed.
+SAVEABLE_NAMES = (
+    "query",
+    "key",
+    "value",
+    "attention",
+    "after_attention",
+    "gate",
+    "up",
+    "down",
+)
+_LAYER_INPUT = "layer_input"
 
 
 def rematerialise(function: Callable, policy: RematPolicy, *, in_scan: bool) -> Callable:
     """Chooses what a layer keeps for its backward pass.
 
+    Whatever the policy, a frozen layer keeps less than a trained one: its backward pass needs no
+    gradient of a weight, and so no input of a product.
+
     Args:
-        function: The layer.
+        function: The layer, from hidden states and parameters to hidden states.
         in_scan: The layer is the body of a scan. Outside of one, the compiler would find that the
             backward pass repeats work of the forward pass, and keep the results after all.
         policy: "none" keeps what differentiation needs; "dots" keeps the results of products with
-            weights, and computes attention and element-wise functions again; "full" keeps the
-            residual stream before and after attention only.
+            weights, and computes attention and element-wise functions again; a tuple keeps those of
+            `SAVEABLE_NAMES`; "full" keeps the layer's input only; "offload" keeps that in the
+            host's memory.
 
     Returns:
         The function, wrapped.
+
+    Raises:
+        ConfigError: An unknown policy or name.
     """
+    policies = jax.checkpoint_policies
     if policy == "none":
         return function
-    policies = jax.checkpoint_policies
-    saved = policies.save_only_these_names("after_attention")
-    if policy == "dots":
-        saved = policies.save_from_both_policies(saved, policies.dots_with_no_batch_dims_saveable)
+    if policy == "offload":
+
+        def named(hidden_states: jax.Array, parameters: Tree) -> jax.Array:
+            return function(checkpoint_name(hidden_states, _LAYER_INPUT), parameters)
+
+        saved = policies.save_and_offload_only_these_names(
+            names_which_can_be_saved=[],
+            names_which_can_be_offloaded=[_LAYER_INPUT],
+            offload_src="device",
+            offload_dst="pinned_host",
+        )
+        return jax.checkpoint(named, policy=saved, prevent_cse=not in_scan)
+    if policy == "full":
+        saved = policies.nothing_saveable
+    elif policy == "dots":
+        saved = policies.save_from_both_policies(
+            policies.save_only_these_names("after_attention"),
+            policies.dots_with_no_batch_dims_saveable,
+        )
+    elif isinstance(policy, tuple) and not set(policy) - set(SAVEABLE_NAMES):
+        saved = policies.save_only_these_names(*policy)
+    else:
+        raise ConfigError(
+            f"train.remat is {policy!r}; expected one of {', '.join(REMAT_POLICIES)}, or names out "
+            f"of {', '.join(SAVEABLE_NAMES)}"
+        )
     return jax.checkpoint(function, policy=saved, prevent_cse=not in_scan)
 
 
@@ -110,6 +157,7 @@ def apply_layers(
     *,
     layout: Layout | None,
     remat: RematPolicy,
+    execution: Execution = ONE_DEVICE,
 ) -> jax.Array:
     """Runs every layer, in the canonical or in a runtime layout.
 
@@ -122,16 +170,19 @@ def apply_layers(
         tokens_of: Gives a layer index its segments, positions and rotations.
         layout: How the layers are stacked.
         remat: See `rematerialise`.
+        execution: Devices and attention backend.
 
     Returns:
         [batch, length, hidden_size].
     """
 
     def layer(index: int, *, in_scan: bool) -> Callable[[jax.Array, Tree], jax.Array]:
-        block = Block(config, config.window(index))
+        block = Block(config, config.window(index), execution)
         tokens = tokens_of(index)
 
         def apply(states: jax.Array, parameters: Tree) -> jax.Array:
+            # Inside of what is rematerialised: the gathered copy lives as long as the layer.
+            parameters = gather_layer(parameters, states.dtype, execution.mesh)
             return block.apply({"params": parameters}, states, tokens)[0]
 
         return rematerialise(apply, remat, in_scan=in_scan)

@@ -120,15 +120,29 @@ def run_steps(
         if saves or stops:
             save(done, state)
         if stops:
-            _stop(stop, done, settings.total_steps)
+            raise_if_stopped(
+                stop,
+                f"saved at step {done} of {settings.total_steps}; the same command goes on with "
+                f"step {done + 1}",
+            )
         if evaluates or saves:
             settled_at = time.monotonic()
     settle()
     return state
 
 
-def _stop(stop: StopRequest, done: int, total: int) -> None:
-    where = f"saved at step {done} of {total}; the same command goes on with step {done + 1}"
+def raise_if_stopped(stop: StopRequest, where: str) -> None:
+    """Answers a request to end, once everything is saved.
+
+    Args:
+        stop: Filled in by a signal handler.
+        where: What is saved, and how to go on.
+
+    Raises:
+        PreemptedError: SIGTERM arrived.
+        InterruptedRunError: Ctrl-C was pressed.
+    """
     if stop.signal_number == signal.SIGINT:
         raise InterruptedRunError(f"interrupted, {where}")
-    raise PreemptedError(f"asked to end, {where}")
+    if stop.signal_number is not None:
+        raise PreemptedError(f"asked to end, {where}")

@@ -11,6 +11,7 @@ import optax
 
 from jaxrecipes.models import decoder
 from jaxrecipes.models.config import ModelConfig
+from jaxrecipes.models.execution import ONE_DEVICE, Execution
 from jaxrecipes.models.stacking import Layout, RematPolicy
 from jaxrecipes.params.partition import combine
 from jaxrecipes.params.paths import Tree
@@ -32,6 +33,7 @@ def batch_loss(
     compute_dtype: Any = jnp.float32,
     remat: RematPolicy = "none",
     loss_chunk: int = 512,
+    execution: Execution = ONE_DEVICE,
 ) -> jax.Array:
     """Sums the negative log-likelihoods of a batch's supervised tokens.
 
@@ -42,7 +44,8 @@ def batch_loss(
         layout: Layout of `params`; None for the canonical tree.
         compute_dtype: dtype of activations and products.
         remat: See `stacking.rematerialise`.
-        loss_chunk: Tokens whose logits exist at the same time.
+        loss_chunk: Tokens of a device whose logits exist at the same time.
+        execution: Devices and attention backend.
 
     Returns:
         float32 scalar, in nats.
@@ -56,19 +59,21 @@ def batch_loss(
         compute_dtype=compute_dtype,
         layout=layout,
         remat=remat,
+        execution=execution,
     )
     targets, weights = next_token_targets(
         batch["token_ids"], batch["segment_ids"], batch["loss_mask"]
     )
     tied = config.tie_embeddings
     return chunked_cross_entropy(
-        states.reshape(-1, config.hidden_size),
+        states,
         params["embedding"]["table"] if tied else params["head"]["kernel"],
-        targets.reshape(-1),
-        weights.reshape(-1),
+        targets,
+        weights,
         vocab_first=tied,
         softcap=config.final_softcap,
         chunk=loss_chunk,
+        mesh=execution.mesh,
     )
 
 
@@ -83,6 +88,7 @@ def make_train_step(
     remat: RematPolicy = "none",
     loss_chunk: int = 512,
     spike_sigma: float = 6.0,
+    execution: Execution = ONE_DEVICE,
 ) -> StepFunction:
     """Builds the pure function from state and batch to the next state.
 
@@ -98,8 +104,9 @@ def make_train_step(
         micro_batches: Parts that the rows of a batch are cut into.
         compute_dtype: dtype of activations and products; gradients of float32 leaves are float32.
         remat: See `stacking.rematerialise`.
-        loss_chunk: Tokens whose logits exist at the same time.
+        loss_chunk: Tokens of a device whose logits exist at the same time.
         spike_sigma: See `spikes.accepts`.
+        execution: Devices and attention backend.
 
     Returns:
         `step(state, frozen, batch) -> (state, metrics)`; jit it with the state donated.
@@ -114,6 +121,7 @@ def make_train_step(
             compute_dtype=compute_dtype,
             remat=remat,
             loss_chunk=loss_chunk,
+            execution=execution,
         )
 
     def mean_loss_and_gradient(

@@ -36,7 +36,13 @@ def test_loss_and_gradients_equal_the_written_out_formula(
     def ours(hidden, head):
         head = head.T if vocab_first else head
         return chunked_cross_entropy(
-            hidden, head, targets, weights, vocab_first=vocab_first, softcap=softcap, chunk=chunk
+            hidden[None],
+            head,
+            targets[None],
+            weights[None],
+            vocab_first=vocab_first,
+            softcap=softcap,
+            chunk=chunk,
         )
 
     expected = jax.value_and_grad(lambda h, w: naive(h, w, targets, weights, softcap), (0, 1))
@@ -72,7 +78,9 @@ def test_temporary_memory_is_at_most_a_quarter_of_the_naive_form(head_trains):
         gradient = jax.grad(function, (0, 1) if head_trains else 0)
         return jax.jit(gradient).lower(*shapes).compile().memory_analysis().temp_size_in_bytes
 
-    chunked = temp(lambda h, w, t, m: chunked_cross_entropy(h, w, t, m, chunk=256))
+    chunked = temp(
+        lambda h, w, t, m: chunked_cross_entropy(h[None], w, t[None], m[None], chunk=256)
+    )
     assert chunked <= temp(lambda h, w, t, m: naive(h, w, t, m, None)) / 4
 
 

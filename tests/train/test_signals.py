@@ -17,6 +17,14 @@ BOTH = pytest.mark.parametrize(
 )
 
 
+@pytest.fixture(autouse=True)
+def _python_answers_ctrl_c():
+    # A shell that starts pytest in the background has it ignore SIGINT.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 def _wait():
     deadline = time.monotonic() + 10
     while time.monotonic() < deadline:

@@ -1,0 +1,1 @@
+"""Where arrays live: the mesh of devices and the two tables that place leaves and activations."""

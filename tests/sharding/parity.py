@@ -1,0 +1,113 @@
+"""Losses, gradients and training on eight devices against one; prints how far they are apart."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import replace
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import NamedSharding
+
+from jaxrecipes.models.execution import Execution
+from jaxrecipes.params.paths import flatten
+from jaxrecipes.sharding.mesh import MeshShape, make_mesh
+from jaxrecipes.sharding.rules import ACTIVATION_RULES, state_shardings, tree_shardings
+from jaxrecipes.train.step import batch_loss
+from tests.tiny import packed_batch, tiny_config, tiny_params, trainer
+
+MESHES = (
+    MeshShape(fsdp=8),
+    MeshShape(fsdp=4, tensor=2),
+    MeshShape(data=2, fsdp=2, tensor=2),
+    MeshShape(fsdp=2, context=2, tensor=2),
+    MeshShape(data=8),
+    MeshShape(data=2, context=4),
+)
+# A vocabulary that all meshes cut, and one that none can.
+MODELS = [
+    replace(tiny_config(kind), vocab_size=64)
+    for kind in ("llama", "untied", "biased", "sandwich", "sliding")
+] + [tiny_config("untied"), tiny_config("llama")]
+RULES = {
+    "full": [(".*", True)],
+    "freeze": [("layers/[23]/.*", True), (".*", False)],
+    "block_expansion": [("layers/[13]/.*", True), (".*", False)],
+}
+
+
+def _place_batch(batch: Any, mesh: Any) -> Any:
+    return jax.device_put(batch, NamedSharding(mesh, ACTIVATION_RULES["tokens"]))
+
+
+def _distance(first: Any, second: Any) -> float:
+    """The largest difference of two trees' leaves, each as a share of its largest value."""
+    pairs = zip(flatten(first).values(), flatten(second).values(), strict=True)
+    return max(
+        float(np.abs(np.asarray(one) - np.asarray(two)).max() / (np.abs(np.asarray(one)).max()))
+        for one, two in pairs
+    )
+
+
+def gradients() -> list[Any]:
+    """[model number, mesh, loss apart, gradients apart]."""
+    found = []
+    for number, config in enumerate(MODELS):
+        params, batch = tiny_params(config), packed_batch(config, rows=8)
+
+        def loss(params: Any, batch: Any, execution: Execution, config: Any = config) -> Any:
+            return batch_loss(
+                config, params, batch, loss_chunk=8, remat="full", execution=execution
+            )
+
+        step = jax.jit(jax.value_and_grad(loss), static_argnums=2)
+        expected, slope = step(params, batch, Execution())
+        for shape in MESHES:
+            mesh = make_mesh(shape)
+            placed = jax.device_put(params, tree_shardings(params, mesh))
+            got, found_slope = step(placed, _place_batch(batch, mesh), Execution(mesh))
+            apart = abs(float(got) - float(expected)) / float(expected)
+            found.append([number, str(shape), apart, _distance(slope, found_slope)])
+    return found
+
+
+def training() -> list[Any]:
+    """[rules, mesh, largest difference of losses, of trained weights, frozen leaves same]."""
+    config = replace(tiny_config("untied"), vocab_size=64)
+    params = tiny_params(config)
+    batches = [packed_batch(config, rows=8, seed=seed) for seed in range(20)]
+    found = []
+    for name, rules in RULES.items():
+        curves, ends = {}, {}
+        for shape in (None, *MESHES):
+            mesh = None if shape is None else make_mesh(shape)
+            step, state, frozen, _ = trainer(
+                config, params, rules, execution=Execution(mesh), micro_batches=1
+            )
+            before = {path: np.asarray(leaf) for path, leaf in flatten(frozen).items()}
+            if mesh is not None:
+                places = state_shardings(state, flatten(state.trainable), mesh)
+                state = jax.device_put(state, places)
+                frozen = jax.device_put(frozen, tree_shardings(frozen, mesh))
+            losses = []
+            for batch in batches:
+                state, metrics = step(
+                    state, frozen, batch if mesh is None else _place_batch(batch, mesh)
+                )
+                losses.append(float(metrics["loss"]))
+            curves[shape], ends[shape] = np.array(losses), state.trainable
+            if shape is None:
+                continue
+            same = all(
+                np.array_equal(before[path], np.asarray(leaf))
+                for path, leaf in flatten(frozen).items()
+            )
+            apart = float(np.abs(curves[shape] - curves[None]).max())
+            found.append([name, str(shape), apart, _distance(ends[None], ends[shape]), same])
+    return found
+
+
+if __name__ == "__main__":
+    print(json.dumps({"gradients": gradients, "training": training}[sys.argv[1]]()))
