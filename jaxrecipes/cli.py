@@ -47,7 +47,7 @@ jaxrecipes {version}: {help}
 TOP_LEVEL_KEYS = ("recipe", "seed", "output", "name", "compare")
 TAKES_CONFIG = ("validate", "preview", "plan", "run", "eval")
 # Options of those commands whose value is no override, whatever it looks like.
-TAKES_VALUE = ("--rows", "--checkpoint")
+TAKES_VALUE = ("--rows", "--checkpoint", "--topology", "--limit", "--json")
 
 
 def list_recipes(arguments: argparse.Namespace, overrides: list[str]) -> None:
@@ -121,14 +121,22 @@ def preview(arguments: argparse.Namespace, overrides: list[str]) -> int | None:
     return inspect.preview(config, console=Console(), rows=arguments.rows)
 
 
-def plan(arguments: argparse.Namespace, overrides: list[str]) -> int | None:
+def plan(arguments: argparse.Namespace, overrides: list[str]) -> None:
     """Shows what a run would take."""
     config = _load(arguments.config, overrides)
     from rich.console import Console
 
-    from jaxrecipes.experiment.plan import plan as print_plan
+    from jaxrecipes.plan.command import plan as print_plan
 
-    return print_plan(config, console=Console())
+    print_plan(
+        config,
+        console=Console(),
+        topology=arguments.topology,
+        search_best=arguments.search,
+        limit=arguments.limit,
+        json_file=arguments.json,
+        cache=not arguments.no_cache,
+    )
 
 
 def run(arguments: argparse.Namespace, overrides: list[str]) -> int | None:
@@ -243,7 +251,7 @@ VERBS: dict[str, tuple[Callable[[argparse.Namespace, list[str]], int | None], st
     "new": (new, "copy an annotated config to start from"),
     "validate": (validate, "check a config: all mistakes at once, nothing is downloaded or run"),
     "preview": (preview, "show what the model will read: rows, supervised tokens, lengths"),
-    "plan": (plan, "show what a run would take: parameters, memory, steps, tokens, disk"),
+    "plan": (plan, "compile the step, for a TPU slice too: memory, speed at best, disk"),
     "run": (run, "run an experiment to its report; again: go on where it stopped"),
     "eval": (evaluate, "evaluate a checkpoint on a config's sets, against its base"),
     "generate": (generate, "let a model answer prompts"),
@@ -292,6 +300,20 @@ def _parser() -> argparse.ArgumentParser:
     check.add_argument("--resolved", action="store_true", help="print each value and its origin")
     check.add_argument("--schema", action="store_true", help="print the JSON schema for editors")
     verbs["preview"].add_argument("--rows", type=int, default=3, help="rows to show (default 3)")
+    estimate = verbs["plan"]
+    estimate.add_argument(
+        "--topology",
+        metavar="CHIP:SHAPE",
+        help="TPU slice to compile for, such as v5e:4x4; needs no TPU (default: devices at hand)",
+    )
+    estimate.add_argument(
+        "--search", action="store_true", help="find the fastest mesh, micro-batch and remat"
+    )
+    estimate.add_argument(
+        "--limit", type=int, metavar="N", help="compile at most N changes (16; 10 on overflow)"
+    )
+    estimate.add_argument("--json", type=Path, metavar="FILE", help="write everything there, too")
+    estimate.add_argument("--no-cache", action="store_true", help="compile even what is known")
     verbs["eval"].add_argument(
         "--checkpoint", metavar="MODEL", help="what to evaluate (default: the base itself)"
     )
