@@ -25,6 +25,7 @@ import numpy as np
 from orbax.checkpoint import v1 as ocp
 
 from jaxrecipes.errors import CheckpointError
+from jaxrecipes.hosts import ONE_HOST, Hosts
 
 _CHECKSUMS = "checksums.json"
 _STATE = "state"
@@ -55,12 +56,13 @@ class TrainingStates:
     Use it as a context manager, or call `close`: a save runs on after `save` returns.
     """
 
-    def __init__(self, folder: str | Path, *, keep: int = 2) -> None:
+    def __init__(self, folder: str | Path, *, keep: int = 2, hosts: Hosts = ONE_HOST) -> None:
         """Opens the folder, and makes it if it is not there.
 
         Args:
-            folder: Where the steps are.
+            folder: Where the steps are; with several hosts, where all of them see it.
             keep: Newest complete steps to keep; older ones are deleted after a save.
+            hosts: Who saves and restores together.
 
         Raises:
             CheckpointError: `keep` is below 1, or the folder cannot be made.
@@ -73,7 +75,8 @@ class TrainingStates:
         except OSError as error:
             raise CheckpointError(f"{self._folder} cannot be made: {error.strerror}") from None
         self._keep = keep
-        self._remove_incomplete()
+        self._hosts = hosts
+        hosts.only_first(f"{self._folder}/clean", self._remove_incomplete)
         # Made at the first save: Orbax reads every step's card then, and a damaged one would raise.
         self._checkpointer: ocp.training.Checkpointer | None = None
         self._background = ThreadPoolExecutor(1, thread_name_prefix="training-state")
@@ -169,21 +172,34 @@ class TrainingStates:
                 leaf whose path, shape or dtype differs, or the metadata entry.
         """
         self.wait()
+        while True:
+            # One host reads all files to verify them, and says which step all restore.
+            chosen = self._hosts.say(f"{self._folder}/restore", self._newest_whole)
+            if not chosen:
+                return None
+            step = int(chosen)
+            card = self._read_card(step)
+            _refuse_other_run(f"{self._folder / chosen}", card, abstract_state, expected or {})
+            try:
+                return Restored(step, self._read_state(step, abstract_state), card["metadata"])
+            except _DamagedError as error:
+                if self._hosts.count > 1:
+                    raise CheckpointError(
+                        f"{self._folder / chosen}: {error}; remove that folder, and the run goes "
+                        "on from the step before it"
+                    ) from None
+                self._put_aside(step, str(error))
+
+    def _newest_whole(self) -> str:
         for step in reversed(self.steps()):
             try:
                 self._verify_files(step)
-                card = self._read_card(step)
+                self._read_card(step)
             except _DamagedError as error:
                 self._put_aside(step, str(error))
-                continue
-            _refuse_other_run(f"{self._folder / str(step)}", card, abstract_state, expected or {})
-            try:
-                state = self._read_state(step, abstract_state)
-            except _DamagedError as error:
-                self._put_aside(step, str(error))
-                continue
-            return Restored(step, state, card["metadata"])
-        return None
+            else:
+                return str(step)
+        return ""
 
     def _read_card(self, step: int) -> dict[str, Any]:
         try:
@@ -213,7 +229,7 @@ class TrainingStates:
     def _finish(self, step: int, response: Any) -> None:
         try:
             response.result()
-            if jax.process_index() == 0:
+            if self._hosts.is_first:
                 _write_checksums(self._folder / str(step))
         except Exception as error:
             raise self._not_saved(step, error) from None
@@ -254,9 +270,8 @@ class TrainingStates:
             reason,
             aside.name,
         )
-        if jax.process_index() == 0:
-            shutil.rmtree(aside, ignore_errors=True)
-            folder.rename(aside)
+        shutil.rmtree(aside, ignore_errors=True)
+        folder.rename(aside)
         if self._checkpointer is not None:
             self._checkpointer.reload()
 
@@ -270,8 +285,6 @@ class TrainingStates:
         )
 
     def _remove_incomplete(self) -> None:
-        if jax.process_index() != 0:
-            return
         for path in sorted(self._folder.iterdir()):
             if _TEMPORARY in path.name:
                 logger.warning(

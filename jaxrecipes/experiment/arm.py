@@ -26,6 +26,7 @@ from jaxrecipes.experiment.program import (
     summarise,
     total_steps,
 )
+from jaxrecipes.hosts import Hosts
 from jaxrecipes.models.config import ModelConfig
 from jaxrecipes.models.decoder import abstract_params
 from jaxrecipes.params.layout import to_canonical
@@ -33,7 +34,7 @@ from jaxrecipes.params.partition import combine
 from jaxrecipes.params.paths import Tree, flatten, unflatten
 from jaxrecipes.sharding.batches import local_rows, place_batch
 from jaxrecipes.sharding.host import to_host
-from jaxrecipes.train.loop import LoopSettings, raise_if_stopped, run_steps
+from jaxrecipes.train.loop import LoopSettings, raise_stopped, run_steps
 from jaxrecipes.train.metrics import MetricsFile, open_trackers, read_records
 from jaxrecipes.train.progress import training_progress
 from jaxrecipes.train.signals import stop_requests
@@ -64,6 +65,7 @@ def train_arm(
     folder: Path,
     measure: Measure,
     devices: Devices,
+    hosts: Hosts,
     console: Console,
 ) -> TrainedArm:
     """Trains one arm to its end, from wherever it was left.
@@ -76,6 +78,7 @@ def train_arm(
         folder: The arm's folder.
         measure: Evaluates a model on the experiment's sets.
         devices: Where to train.
+        hosts: Who trains; the first writes the logs.
         console: For the header and the progress line.
 
     Returns:
@@ -97,7 +100,7 @@ def train_arm(
     print_arm(summary, console)
 
     identity = {"config": config_hash(config), "data": data.fingerprint}
-    states = TrainingStates(folder / "checkpoints", keep=config.train.checkpoint.keep)
+    states = TrainingStates(folder / "checkpoints", keep=config.train.checkpoint.keep, hosts=hosts)
     # Before the weights are read: the state of a resumed run exists once, not beside a first one.
     restored = states.restore(program.state, expected=identity)
     base = import_checkpoint(base_folder, shardings=model_shardings(model, mesh))
@@ -118,12 +121,16 @@ def train_arm(
             highlight=False,
         )
     batch_tokens = config.train.batch_size * config.data.length
-    metrics = MetricsFile(folder / "metrics.jsonl", last_step=start)
+    # Every host computes the same records; one writes them.
+    metrics = MetricsFile(folder / "metrics.jsonl", last_step=start, writes=hosts.is_first)
     evaluations = MetricsFile(
-        folder / "evaluations.jsonl", last_step=-1 if restored is None else start
+        folder / "evaluations.jsonl",
+        last_step=-1 if restored is None else start,
+        writes=hosts.is_first,
     )
+    wanted = config.train.trackers.model_dump() if hosts.is_first else {}
     trackers = open_trackers(
-        [key for key, wanted in config.train.trackers.model_dump().items() if wanted],
+        [key for key, is_wanted in wanted.items() if is_wanted],
         folder / "tensorboard",
         f"{name}-{identity['config'][:8]}",
     )
@@ -190,13 +197,16 @@ def train_arm(
             record=record_step,
             evaluate=evaluate,
             save=save,
-            stop=stop,
+            should_stop=lambda step: hosts.should_stop(name, step, stop.signal_number),
         )
-        # A signal that came after the loop looked for one, during the last step or its save.
         states.wait()
-        raise_if_stopped(stop, f"all {steps} steps are done and saved")
+        # A signal that came after the loop looked for one, during the last step or its save.
+        asked = hosts.asked_to_stop(name) or stop.signal_number
+        if asked is not None:
+            raise_stopped(asked, f"all {steps} steps are done and saved")
     leaves = flatten(to_canonical(program.layout, state.trainable))
     trained = unflatten({path: to_host(leaf) for path, leaf in leaves.items()})
-    summary["seconds"] = sum(record["seconds"] for record in read_records(folder / "metrics.jsonl"))
+    records = read_records(folder / "metrics.jsonl")
+    summary["seconds"] = sum(record["seconds"] for record in records)
     summary["wall_seconds"] = time.monotonic() - began
     return TrainedArm(program.config, trained, summary)

@@ -21,6 +21,7 @@ from jaxrecipes.errors import ConfigError
 from jaxrecipes.evaluate.probes import general_prompts
 from jaxrecipes.evaluate.rows import EvaluationRows, join_rows, pack_scored, rows_from_prepared
 from jaxrecipes.experiment.base_model import BaseModel
+from jaxrecipes.experiment.devices import local_execution, model_shardings
 from jaxrecipes.generate.answers import write_answers
 from jaxrecipes.generate.sampling import Sampling
 from jaxrecipes.stages import run_stage, write_json
@@ -170,7 +171,10 @@ def _own_answers(
             f"the base model answers {len(prompts)} general prompts: its keep set …",
             highlight=False,
         )
-        imported = import_checkpoint(base.folder, dtype=jnp.dtype(dtype))
+        # On this host's devices alone: of several hosts, one writes the answers.
+        mesh = local_execution().mesh
+        places = model_shardings(read_model_config(base.folder), mesh)
+        imported = import_checkpoint(base.folder, dtype=jnp.dtype(dtype), shardings=places)
         answers = write_answers(
             imported.config,
             imported.params,

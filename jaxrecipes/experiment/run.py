@@ -5,8 +5,11 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import time
+import uuid
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,14 +36,18 @@ from jaxrecipes.experiment.inspect import report
 from jaxrecipes.experiment.measure import Measure, build_measure
 from jaxrecipes.experiment.model_card import model_card
 from jaxrecipes.experiment.program import apply_recipe, build_program
+from jaxrecipes.hosts import Hosts, join_hosts
 from jaxrecipes.models.config import ModelConfig
 from jaxrecipes.models.decoder import abstract_params
 from jaxrecipes.params.paths import Tree, flatten, unflatten
+from jaxrecipes.sharding.host import on_host
 from jaxrecipes.stages import run_stage, why_stale, write_json
 from jaxrecipes.train.signals import termination_as_error
 
 RUN_FILE = "run.yaml"
 IDENTITY_FILE = "identity.json"
+# A mounted bucket may show a new file late.
+_SHARED_SECONDS = 60.0
 
 
 def run(config: Config, *, console: Console) -> int | None:
@@ -56,27 +63,46 @@ def run(config: Config, *, console: Console) -> int | None:
     Raises:
         JaxrecipesError: Of the many that its parts raise; each has its exit code.
     """
+    hosts = join_hosts()
+    try:
+        with termination_as_error():
+            code = _run(config, hosts, console if hosts.is_first else Console(quiet=True))
+    except BaseException as error:
+        hosts.explain(error)
+        hosts.fail(error)
+        raise
+    hosts.leave()
+    return code
+
+
+def _run(config: Config, hosts: Hosts, console: Console) -> int | None:
     output = Path(config.output)
-    with _locked(output), termination_as_error():
-        _claim(config, output)
+    said = {"code": __version__, "jax": jax.__version__, "mesh": config.mesh.model_dump_json()}
+    hosts.agree("config", {"config": config_hash(config), "output": str(output), **said})
+    with _locked(output) if hosts.is_first else nullcontext():
+        hosts.only_first("claim", lambda: _claim(config, output))
+        _check_shared(output, hosts)
         enable_compilation_cache(output)
-        write_json(output / "environment.json", describe_environment(output))
-        base = locate_base(
-            config.model.checkpoint,
-            config.model.revision,
-            output,
-            seed=config.seed,
-            console=console,
+        base = hosts.first(
+            "base",
+            lambda: locate_base(
+                config.model.checkpoint,
+                config.model.revision,
+                output,
+                seed=config.seed,
+                console=console,
+            ),
         )
         arms = expand_arms(config)
         model = read_model_config(base.folder)
         devices = check_arms(arms, model)
-        data = prepare_data(config, base, output, console)
+        data = hosts.first("data", lambda: prepare_data(config, base, output, console))
+        hosts.agree("data", {"base": base.fingerprint, "data": str(data.fingerprint)})
         measure: Measure | None = None
         for arm in arms:
             folder = output / "arms" / arm.name
             inputs = arm_inputs(arm, base, data)
-            if not why_stale(folder / "final", inputs):
+            if not hosts.say(f"{arm.name}/stale", partial(why_stale, folder / "final", inputs)):
                 console.print(f"{arm.name}: done before", highlight=False)
                 continue
             if measure is None:
@@ -94,13 +120,38 @@ def run(config: Config, *, console: Console) -> int | None:
                 folder,
                 measure,
                 devices[arm.name],
+                hosts,
                 console,
             )
-            _finish(arm, trained, base, folder, inputs, console)
-            del trained
+            finish = partial(_finish, arm, trained, base, folder, inputs, console)
+            hosts.only_first(f"{arm.name}/final", finish)
+            del trained, finish
             # The next arm compiles other programs; the memory of this one's is given back.
             jax.clear_caches()
-        return report(output, console=console)
+        hosts.only_first("report", lambda: report(output, console=console))
+    return None
+
+
+def _check_shared(output: Path, hosts: Hosts) -> None:
+    """Makes sure that all hosts see one run folder, and not each its own."""
+    path = output / ".hosts"
+    token = hosts.say("shared", lambda: _leave_token(path))
+    if hosts.count == 1:
+        return
+    deadline = time.monotonic() + _SHARED_SECONDS
+    while not (path.exists() and path.read_text(encoding="utf-8") == token):
+        if time.monotonic() > deadline:
+            raise ConfigError(
+                f"output: host {hosts.index} does not see in {output} what host 0 wrote there; "
+                "several hosts need one folder that all of them see (NFS, or a mounted bucket)"
+            )
+        time.sleep(0.2)
+
+
+def _leave_token(path: Path) -> str:
+    token = uuid.uuid4().hex
+    path.write_text(token, encoding="utf-8")
+    return token
 
 
 def check_arms(arms: Sequence[Arm], model: ModelConfig) -> dict[str, Devices]:
@@ -163,7 +214,8 @@ def _finish(
 
     write_json(folder / "summary.json", trained.summary)
     console.print(f"{arm.name}: exporting and comparing …", highlight=False)
-    run_stage(folder / "final", inputs, build)
+    with on_host():
+        run_stage(folder / "final", inputs, build)
 
 
 def finished_params(config: Config, base: Imported, trained: Tree) -> Tree:
@@ -212,6 +264,7 @@ def _claim(config: Config, output: Path) -> None:
             )
     elif (output / RUN_FILE).exists() or (output / "arms").exists():
         raise ConfigError(f"output: {output} is not empty; give another output folder")
+    write_json(output / "environment.json", describe_environment(output))
     try:
         (output / RUN_FILE).write_text(resolved_yaml(config), encoding="utf-8")
     except OSError as error:

@@ -1,7 +1,8 @@
-"""From arrays that are spread over devices, and over hosts, to NumPy."""
+"""From arrays that are spread over devices, and over hosts, to the memory of one host."""
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import jax
@@ -24,3 +25,16 @@ def to_host(array: Any) -> np.ndarray:
             return np.asarray(array.addressable_data(0))
         return np.asarray(multihost_utils.process_allgather(array, tiled=True))
     return np.asarray(array)
+
+
+def on_host() -> AbstractContextManager[Any]:
+    """Computes inside the block in the host's memory, which holds a model that no one chip does.
+
+    Where JAX is kept from the CPU (JAX_PLATFORMS names others alone), nothing changes.
+    """
+    if jax.default_backend() == "cpu":
+        return nullcontext()
+    try:
+        return jax.default_device(jax.local_devices(backend="cpu")[0])
+    except RuntimeError:
+        return nullcontext()

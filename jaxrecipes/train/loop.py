@@ -6,14 +6,13 @@ import signal
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NoReturn
 
 import jax
 import numpy as np
 
 from jaxrecipes.errors import DivergedError, InterruptedRunError, PreemptedError
 from jaxrecipes.params.paths import Tree
-from jaxrecipes.train.signals import StopRequest
 from jaxrecipes.train.state import TrainState
 from jaxrecipes.train.step import StepFunction
 
@@ -48,7 +47,7 @@ def run_steps(
     record: Callable[[int, dict[str, Any]], None],
     evaluate: Callable[[int, TrainState], None],
     save: Callable[[int, TrainState], None],
-    stop: StopRequest,
+    should_stop: Callable[[int], int | None],
 ) -> TrainState:
     """Trains until the last step, a stop signal or divergence.
 
@@ -66,7 +65,7 @@ def run_steps(
         record: Takes a step number and its metrics, in order.
         evaluate: Called after the steps in `settings.evaluate_at`.
         save: Called with a step and a state that is complete up to it.
-        stop: Filled in by a signal handler.
+        should_stop: Asked after every step but the last; returns the signal to answer, or None.
 
     Returns:
         The final state.
@@ -112,16 +111,16 @@ def run_steps(
         pending = (done, metrics, batch)
         evaluates = done in settings.evaluate_at
         saves = done % settings.save_every == 0 or done == settings.total_steps
-        stops = stop.signal_number is not None and done < settings.total_steps
-        if evaluates or saves or stops:
+        asked = should_stop(done) if done < settings.total_steps else None
+        if evaluates or saves or asked is not None:
             settle()
         if evaluates:
             evaluate(done, state)
-        if saves or stops:
+        if saves or asked is not None:
             save(done, state)
-        if stops:
-            raise_if_stopped(
-                stop,
+        if asked is not None:
+            raise_stopped(
+                asked,
                 f"saved at step {done} of {settings.total_steps}; the same command goes on with "
                 f"step {done + 1}",
             )
@@ -131,18 +130,17 @@ def run_steps(
     return state
 
 
-def raise_if_stopped(stop: StopRequest, where: str) -> None:
+def raise_stopped(signal_number: int, where: str) -> NoReturn:
     """Answers a request to end, once everything is saved.
 
     Args:
-        stop: Filled in by a signal handler.
+        signal_number: SIGTERM or SIGINT.
         where: What is saved, and how to go on.
 
     Raises:
         PreemptedError: SIGTERM arrived.
         InterruptedRunError: Ctrl-C was pressed.
     """
-    if stop.signal_number == signal.SIGINT:
+    if signal_number == signal.SIGINT:
         raise InterruptedRunError(f"interrupted, {where}")
-    if stop.signal_number is not None:
-        raise PreemptedError(f"asked to end, {where}")
+    raise PreemptedError(f"asked to end, {where}")

@@ -20,13 +20,17 @@ class MetricsFile:
     A line that a kill cut off in the middle is dropped on opening; every other line is kept.
     """
 
-    def __init__(self, path: Path, *, last_step: int) -> None:
+    def __init__(self, path: Path, *, last_step: int, writes: bool = True) -> None:
         """Opens the file, keeping the records up to a step.
 
         Args:
             path: The file; its folder is made.
             last_step: Records with a later step are removed: their steps will be run again.
+            writes: False drops every record: of several hosts only one writes.
         """
+        self._file = None
+        if not writes:
+            return
         path.parent.mkdir(parents=True, exist_ok=True)
         records = [record for record in read_records(path) if record["step"] <= last_step]
         temporary = path.with_suffix(".partial")
@@ -36,17 +40,20 @@ class MetricsFile:
 
     def write(self, record: Mapping[str, Any]) -> None:
         """Appends a record; it must have a `step`."""
-        self._file.write(json.dumps(record) + "\n")
+        if self._file is not None:
+            self._file.write(json.dumps(record) + "\n")
 
     def flush(self) -> None:
         """Forces all records to disk."""
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        if self._file is not None:
+            self._file.flush()
+            os.fsync(self._file.fileno())
 
     def close(self) -> None:
         """Forces all records to disk and closes the file."""
         self.flush()
-        self._file.close()
+        if self._file is not None:
+            self._file.close()
 
 
 def read_records(path: Path) -> list[dict[str, Any]]:

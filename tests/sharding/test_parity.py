@@ -8,7 +8,7 @@ from tests.devices import run_on_devices
 @pytest.mark.slow
 def test_losses_and_gradients_do_not_depend_on_the_mesh():
     found = run_on_devices("tests.sharding.parity", "gradients")
-    assert len(found) == 7 * 6
+    assert len(found) == 7 * 5
     for model, mesh, loss, gradient in found:
         assert loss < 1e-6 and gradient < 2e-5, (model, mesh, loss, gradient)
 
@@ -16,6 +16,6 @@ def test_losses_and_gradients_do_not_depend_on_the_mesh():
 @pytest.mark.slow
 def test_training_does_not_depend_on_the_mesh():
     found = run_on_devices("tests.sharding.parity", "training")
-    assert len(found) == 3 * 6
+    assert len(found) == 3 * 2
     for rules, mesh, loss, weights, frozen_same in found:
         assert loss < 1e-5 and weights < 1e-3 and frozen_same, (rules, mesh, loss, weights)

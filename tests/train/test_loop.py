@@ -50,7 +50,7 @@ def run(settings, *, start_state=None, start=0, stop=None, breaks=(), on_save=No
         record=lambda number, values: events.append(("record", number, values)),
         evaluate=lambda number, state: events.append(("evaluate", number, None)),
         save=save,
-        stop=stop or StopRequest(),
+        should_stop=lambda done: (stop or StopRequest()).signal_number,
     )
     return final, events
 
