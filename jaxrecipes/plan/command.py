@@ -120,18 +120,12 @@ def _plan_arm(
     console: Console,
 ) -> PlannedStep:
     traced = lower_planned(arm.config, model, total_steps(arm.config, rows), target)
-    limit, least = target.memory_bytes, least_bytes(traced.program)
-    if limit is not None and least > limit:
-        console.print(
-            f"{arm.name}: weights, optimizer state and gradients alone are {in_bytes(least)} a device, "
-            f"of {in_bytes(limit)}",
-            highlight=False,
-        )
-    frozen = device_bytes(traced.program.frozen)
+    least, frozen = least_bytes(traced.program), device_bytes(traced.program.frozen)
     console.print(
-        f"{arm.name}: compiling for {target.name} ({in_bytes(least - frozen)} of state and gradients, "
-        f"{in_bytes(frozen)} of frozen weights a device) …",
+        f"{arm.name}: compiling for {target.name}; weights, optimizer state and gradients are "
+        f"{in_bytes(least)} a device, {in_bytes(frozen)} of it frozen …",
         highlight=False,
+        markup=False,
     )
     return plan_step(arm.name, arm.config, model, target, traced, cache)
 

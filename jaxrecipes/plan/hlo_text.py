@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 _INSTRUCTION = re.compile(r"\s+(ROOT )?%?([\w.\-]+) = (.*?) ([a-z][a-z0-9\-]*)\((.*)$")
 _HEADER = re.compile(r"(ENTRY )?%?([\w.\-]+) \(")
-_OPERAND = re.compile(r"%([\w.\-]+)(?:#([\d,]+))?")
+_OPERAND = re.compile(r"%([\w.\-]+)(?:#(\d+(?:,\d+)*))?")
 _PARENTHESIS = re.compile(r"[()]")
 _PARTITIONS = re.compile(r"num_partitions=(\d+)")
 
