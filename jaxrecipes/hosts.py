@@ -21,6 +21,7 @@ from typing import Any, TypeVar
 
 from jaxrecipes.errors import ConfigError, UsageError
 from jaxrecipes.failures import describe_failure
+from jaxrecipes.supervise import supervise
 
 Result = TypeVar("Result")
 
@@ -224,6 +225,7 @@ def join_hosts() -> Hosts:
         raise UsageError(
             f"{', '.join(given)} is set, {missing} is not; set all of {', '.join(names)}, or none"
         )
+    supervise(f"host 0 is gone, or its network; {_GO_ON}", _LOST_HOST_EXIT_CODE)
     import jax
     from jax._src import distributed
 
