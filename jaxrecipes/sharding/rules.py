@@ -104,15 +104,19 @@ def state_shardings(state: Any, parameters: Mapping[str, Any], mesh: Mesh) -> An
         mesh: The mesh.
 
     Returns:
-        The same tree of `NamedSharding`. An array below a trainable leaf's path that has its shape
-        is placed as the leaf; every other one (a counter, a factored moment) is on all devices.
+        The same tree of `NamedSharding`. An array below a trainable leaf's path that has its shape,
+        or below a canonical path that has its axes, is placed as the leaf; every other one (a
+        counter, a factored moment) is on all devices.
     """
 
     def place(path: Any, leaf: Any) -> NamedSharding:
         names = [part for entry in path if (part := _part(entry))]
         for start in range(len(names)):
             name = "/".join(names[start:])
-            if name in parameters and parameters[name].shape == leaf.shape:
+            mirrors = name in parameters and parameters[name].shape == leaf.shape
+            # Adafactor works on the canonical leaves, whatever the layout.
+            canonical = name.startswith("layers/") and leaf.ndim == len(_dimensions(name))
+            if mirrors or canonical:
                 return NamedSharding(mesh, leaf_spec(name, leaf.shape, mesh))
         return NamedSharding(mesh, PartitionSpec())
 
