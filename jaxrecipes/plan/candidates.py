@@ -113,11 +113,16 @@ class Trial:
 def ranked(tried: Sequence[Tried]) -> list[Tried]:
     """Orders what was tried: what fits, fastest bound first, then the rest, smallest first."""
 
-    def order(one: Tried) -> tuple[bool, float, int]:
+    def order(one: Tried) -> tuple[int, float, float, int]:
         if one.step is None:
-            return True, 0.0, max(one.least_bytes, 2**62)
-        speed = one.step.tokens_per_second or 0.0
-        return not one.fits, -speed if one.fits else 0.0, one.step.measurement.peak_bytes
+            return 2, 0.0, 0.0, one.least_bytes
+        step = one.step
+        peak = step.measurement.peak_bytes
+        if not step.fits:
+            return 1, 0.0, 0.0, peak
+        # Of two with the same bound, the one that has less to overlap.
+        sequential = step.bound.sequential if step.bound else 0.0
+        return 0, -round(step.tokens_per_second or 0.0, 3), sequential, peak
 
     return sorted(tried, key=order)
 

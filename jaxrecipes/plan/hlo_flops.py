@@ -108,6 +108,15 @@ def _meeting_pairs(
     """Counts (output position, kernel position) pairs that read a real input element."""
     if size == kernel == output == 1:
         return 1
-    reached = np.arange(output)[:, None] * stride + np.arange(kernel) * kernel_dilate - pad
-    inside = (reached >= 0) & (reached <= (size - 1) * dilate) & (reached % dilate == 0)
-    return int(inside.sum())
+    # Position o reads k where 0 <= o * stride + k * kernel_dilate - pad <= last, a multiple of
+    # `dilate`: for each o an arithmetic progression of k, which is counted and not listed.
+    first = np.arange(output, dtype=np.int64) * stride - pad
+    common = math.gcd(kernel_dilate, dilate)
+    period = dilate // common
+    inverse = pow(kernel_dilate // common, -1, period)
+    start = -(first // common) * inverse % period
+    last = (size - 1) * dilate
+    low = np.maximum(-(first // kernel_dilate), 0)
+    high = np.minimum((last - first) // kernel_dilate, kernel - 1)
+    counts = (high - start) // period - (low - 1 - start) // period
+    return int(counts[(first % common == 0) & (high >= low)].sum())

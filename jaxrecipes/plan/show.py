@@ -105,8 +105,10 @@ def show_tried(title: str, tried: Sequence[tuple[Change, Tried]], console: Conso
         console: Where to.
     """
     table = Table(title=title, title_justify="left", show_edge=False)
-    for name in ("change", "memory", "host", "fits", "at most tokens/s", "MFU", "bound by"):
-        table.add_column(name, justify="left" if name == "change" else "right", overflow="fold")
+    # The change is there to be typed: it is not broken unless it alone is too wide.
+    table.add_column("change", no_wrap=True)
+    for name in ("memory", "host", "fits", "tokens/s", "MFU", "bound by"):
+        table.add_column(name, justify="right", overflow="fold")
     for change, one in tried[:_ROWS_OF_TRIED]:
         name = str(change) or "(as it is)"
         if one.step is None:

@@ -10,8 +10,11 @@ import sys
 from pathlib import Path
 
 import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
 
 from jaxrecipes.plan.hlo import Collective, account
+from jaxrecipes.plan.hlo_flops import _meeting_pairs
 from tests.plan.programs import BATCH, LAYERS, WIDE, WIDTH
 
 ROOT = Path(__file__).parents[2]
@@ -178,3 +181,25 @@ def test_a_loop_without_constant_rounds_counts_once_and_is_reported():
 def test_text_that_is_no_program():
     with pytest.raises(ValueError, match="no ENTRY"):
         account("not a program")
+
+
+@given(
+    size=st.integers(1, 12),
+    kernel=st.integers(1, 12),
+    output=st.integers(1, 12),
+    stride=st.integers(1, 4),
+    dilate=st.integers(1, 6),
+    kernel_dilate=st.integers(1, 6),
+    pad=st.integers(-5, 15),
+)
+def test_pairs_of_a_convolution_that_meet(size, kernel, output, stride, dilate, kernel_dilate, pad):
+    # A window of one element is a plain product, whatever the compiler says of its padding.
+    assume(max(size, kernel, output) > 1)
+    reached = [o * stride + k * kernel_dilate - pad for o in range(output) for k in range(kernel)]
+    meeting = sum(0 <= at <= (size - 1) * dilate and at % dilate == 0 for at in reached)
+    assert _meeting_pairs(size, kernel, output, stride, dilate, kernel_dilate, pad) == meeting
+
+
+def test_pairs_of_a_long_convolution_are_counted_and_not_listed():
+    count = 2**20
+    assert _meeting_pairs(count, count, count, count - 1, count, 1, 0) == count
