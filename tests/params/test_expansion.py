@@ -208,3 +208,16 @@ def test_new_blocks_share_no_array_with_their_source():
                 for path in old
                 if isinstance(new[path], jax.Array)
             )
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_tracing_an_expansion_makes_no_arrays(kind):
+    """A plan of a large model expands shapes: the identity blocks' zeros are not computed."""
+    config = tiny_config(kind)
+    shapes = decoder.abstract_params(config)
+
+    def expand(params):
+        return expand_blocks(config, params, new_blocks=2).params
+
+    traced = jax.make_jaxpr(expand)(shapes)
+    assert sum(np.size(constant) for constant in traced.consts) == 0
