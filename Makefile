@@ -53,7 +53,7 @@ quickstart: $(VENV)/.package $(VENV)/.weights
 	@$(BIN)/jaxrecipes run configs/block_expansion/quickstart.yaml
 
 test: $(VENV)/.dev
-	@$(BIN)/python -m pytest -q -n 2 -m "not slow"
+	@$(BIN)/python -m pytest -q -n 2 -m "not slow and not long"
 
 test-all: $(VENV)/.dev $(VENV)/.weights
 	@$(BIN)/python -m pytest -q -n 2

@@ -84,7 +84,12 @@ def test_a_run_reads_every_key_of_the_schema(tmp_path, monkeypatch):
 
     monkeypatch.setattr(Section, "__getattribute__", recording)
     tiny = str(FOLDER / "block_expansion" / "tiny.yaml")
-    short = ["train.steps=2", "evaluate.points=1"]
+    rules = "[{pattern: 'layers/5/.*', train: true}, {pattern: '.*', train: false}]"
+    arms = (
+        f"compare=[{{recipe: freeze, freeze: {{rules: {rules}}}}}, "
+        "{recipe: strided_freeze, strided_freeze: {blocks: 2}}]"
+    )
+    short = ["train.steps=2", "evaluate.points=1", arms]
     by_epochs = ["train.steps=null", "train.epochs=0.004", "evaluate.points=1"]
     assert main(["run", tiny, *short, f"output={tmp_path / 'own'}"]) == 0
     notes = tmp_path / "notes.txt"

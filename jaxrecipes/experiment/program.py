@@ -22,13 +22,18 @@ from jaxrecipes.models.config import ModelConfig
 from jaxrecipes.models.execution import Execution
 from jaxrecipes.models.stacking import Layout
 from jaxrecipes.params.layout import plan_layout, to_runtime
-from jaxrecipes.params.partition import partition
+from jaxrecipes.params.partition import combine, partition
 from jaxrecipes.params.paths import Tree, flatten
 from jaxrecipes.params.rules import label
 from jaxrecipes.params.surgery import Surgery
 from jaxrecipes.recipes import block_expansion, freeze, full, strided_freeze
 from jaxrecipes.sharding.mesh import describe_mesh
-from jaxrecipes.sharding.rules import ACTIVATION_RULES, state_shardings, tree_shardings
+from jaxrecipes.sharding.rules import (
+    ACTIVATION_RULES,
+    state_shardings,
+    tree_shardings,
+    whole_leaves,
+)
 from jaxrecipes.train.flops import count_flops
 from jaxrecipes.train.loop import BATCH_KEYS
 from jaxrecipes.train.optimizer import (
@@ -377,6 +382,10 @@ def summarise(
     """
     trainable, frozen = flatten(program.trainable), flatten(program.frozen)
     rows = config.train.batch_size
+    mesh = devices.execution.mesh
+    whole = []
+    if mesh is not None:
+        whole = whole_leaves(combine(program.frozen, program.trainable), mesh)
     groups: dict[str, dict[str, int]] = {}
     for leaves, kind in ((trainable, "trained"), (frozen, "frozen")):
         for path, leaf in leaves.items():
@@ -405,6 +414,7 @@ def summarise(
         "device": devices.kind,
         "devices": devices.count,
         "mesh": describe_mesh(devices.execution.mesh),
+        "whole_leaves": whole,
         "attention": devices.execution.attention,
         "attention_reason": devices.attention_reason,
     }
@@ -437,3 +447,10 @@ def print_arm(summary: Mapping[str, Any], console: Console) -> None:
         f"({summary['mesh']}), attention: {summary['attention']} ({summary['attention_reason']})",
         highlight=False,
     )
+    if summary["whole_leaves"]:
+        console.print(
+            "whole on every device, because the mesh does not divide their sizes: "
+            f"{', '.join(summary['whole_leaves'])}",
+            style="yellow",
+            highlight=False,
+        )

@@ -15,7 +15,6 @@ from tests.experiment.small import small_config, write_config
 
 pytestmark = pytest.mark.slow
 ARM = "block_expansion"
-LAST = "layers/0/.*"
 
 
 @pytest.fixture(scope="module")
@@ -73,6 +72,7 @@ def test_two_hosts_learn_what_one_device_learns(tmp_path, cache):
     assert all((two / "arms" / arm / "final" / "model").is_dir() for arm in (ARM, "full"))
 
 
+@pytest.mark.long
 def test_a_run_goes_on_with_other_hosts_and_devices(tmp_path, cache):
     """Saved on 1 x 4 after ten steps; ended on 2 x 2 and on 1 x 1: the same losses."""
     config = write(tmp_path, steps=20)
@@ -140,6 +140,7 @@ def _wait_for_step(output: Path, processes: list, step: int) -> None:
     raise AssertionError("the run never came to its first saved state")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("victim", [0, 1])
 def test_a_host_that_dies_ends_the_others_and_the_run_goes_on(tmp_path, cache, victim):
     config = write(tmp_path, steps=400)
@@ -158,6 +159,7 @@ def test_a_host_that_dies_ends_the_others_and_the_run_goes_on(tmp_path, cache, v
     assert time.monotonic() - began < 10 * SILENT_SECONDS
 
 
+@pytest.mark.long
 def test_a_signal_to_one_host_saves_one_state_on_all(tmp_path, cache):
     config = write(tmp_path, steps=400)
     output = tmp_path / "out"

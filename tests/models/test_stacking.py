@@ -1,13 +1,17 @@
 """What a layer keeps changes memory, never the gradient."""
 
 from functools import partial
+from typing import get_args
 
 import jax
 import numpy as np
 import pytest
+from jax._src.ad_checkpoint import saved_residuals
 
+from jaxrecipes.config.train import SaveableName
+from jaxrecipes.errors import ConfigError
 from jaxrecipes.models.decoder import init_params
-from jaxrecipes.models.stacking import REMAT_POLICIES
+from jaxrecipes.models.stacking import REMAT_POLICIES, SAVEABLE_NAMES
 from jaxrecipes.params.layout import plan_layout, to_runtime
 from jaxrecipes.params.rules import label
 from jaxrecipes.train.step import batch_loss
@@ -62,13 +66,30 @@ def test_keeping_less_needs_less_memory():
     shapes = to_runtime(layout, params)
     batch = batch_of(config, length=128)
     temporary = []
-    for remat in REMAT_POLICIES:
+    for remat in ("none", "dots", "full"):
         function = partial(loss_and_gradient, config, batch=batch, layout=layout, remat=remat)
         compiled = jax.jit(function).lower(shapes).compile()
         temporary.append(compiled.memory_analysis().temp_size_in_bytes)
     none, dots, full = temporary
     assert full < dots < none
     assert dots < 0.8 * none
+
+
+def test_names_keep_what_they_say():
+    assert get_args(SaveableName) == SAVEABLE_NAMES
+    config = tiny_config("sandwich", num_layers=2)
+    params, batch = make_params(config), batch_of(config)
+
+    def kept(remat):
+        residuals = saved_residuals(lambda p: batch_loss(config, p, batch, remat=remat), params)
+        return sum(1 for shape, where in residuals if "argument" not in where)
+
+    nothing = kept("full")
+    for name in SAVEABLE_NAMES:
+        # One more array for each of the two layers.
+        assert kept((name,)) == nothing + 2, name
+    with pytest.raises(ConfigError, match="train.remat is"):
+        kept(("querry",))
 
 
 @pytest.mark.parametrize("stacked", [False, True])

@@ -16,7 +16,7 @@ def naive(hidden, head, targets, weights, softcap):
     return jnp.sum(losses * weights)
 
 
-@settings(deadline=None, max_examples=25)
+@settings(deadline=None, max_examples=10)
 @given(
     tokens=st.integers(1, 40),
     chunk=st.integers(1, 48),
