@@ -53,10 +53,10 @@ quickstart: $(VENV)/.package $(VENV)/.weights
 	@$(BIN)/jaxrecipes run configs/block_expansion/quickstart.yaml
 
 test: $(VENV)/.dev
-	@$(BIN)/python -m pytest -q -n 2 -m "not slow and not long"
+	@JAX_PLATFORMS=$${JAX_PLATFORMS:-cpu} $(BIN)/python -m pytest -q -n 2 -m "not slow and not long"
 
 test-all: $(VENV)/.dev $(VENV)/.weights
-	@$(BIN)/python -m pytest -q -n 2
+	@JAX_PLATFORMS=$${JAX_PLATFORMS:-cpu} $(BIN)/python -m pytest -q -n 2
 
 lint: $(VENV)/.dev
 	@$(BIN)/ruff check .
