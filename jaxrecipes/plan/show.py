@@ -105,21 +105,31 @@ def show_tried(title: str, tried: Sequence[tuple[Change, Tried]], console: Conso
         console: Where to.
     """
     table = Table(title=title, title_justify="left", show_edge=False)
-    # The change is there to be typed: it is not broken unless it alone is too wide.
-    table.add_column("change", no_wrap=True)
-    for name in ("memory", "host", "fits", "tokens/s", "MFU", "bound by"):
-        table.add_column(name, justify="right", overflow="fold")
+    hosted = any(one.step and one.step.measurement.host_bytes for _, one in tried)
+    # Changes are there to be typed: they break between overrides only.
+    table.add_column("change", min_width=24)
+    columns = ["memory", *(["host"] if hosted else []), "fits", "tokens/s", "MFU", "bound by"]
+    for name in columns:
+        table.add_column(name, justify="right", no_wrap=True)
     for change, one in tried[:_ROWS_OF_TRIED]:
         name = str(change) or "(as it is)"
         if one.step is None:
-            table.add_row(name, "", "", "no", one.reason)
-            continue
-        found, bound = one.step.measurement, one.step.bound
-        speed = [f"{bound.tokens_per_second:,.0f}"] if bound else [""]
-        speed += [f"{bound.model_flops_utilisation:.0%}", bound.limit] if bound else ["", ""]
-        fits = "yes" if found.fits else "no"
-        host = in_bytes(found.host_bytes) if found.host_bytes else ""
-        table.add_row(name, in_bytes(found.peak_bytes), host, fits, *speed)
+            cells = {
+                "memory": f"> {in_bytes(one.least_bytes)}" if one.least_bytes else "",
+                "fits": "no",
+            }
+        else:
+            found, bound = one.step.measurement, one.step.bound
+            cells = {
+                "memory": in_bytes(found.peak_bytes),
+                "host": in_bytes(found.host_bytes) if found.host_bytes else "",
+                "fits": "yes" if found.fits else "no",
+            }
+            if bound is not None:
+                cells["tokens/s"] = f"{bound.tokens_per_second:,.0f}"
+                cells["MFU"] = f"{bound.model_flops_utilisation:.0%}"
+                cells["bound by"] = bound.limit
+        table.add_row(name, *(cells.get(column, "") for column in columns))
     console.print(table)
 
 
