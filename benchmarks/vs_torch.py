@@ -1,6 +1,7 @@
 """Training speed and memory against PyTorch: SmolLM2-135M's shape, float32, 4 x 256 tokens, CPU.
 
     python benchmarks/vs_torch.py [--steps 6] [--rounds 3] [--remat dots]
+    python benchmarks/vs_torch.py --device gpu        larger models on a GPU: see vs_torch_gpu.py
 
 Both sides run interleaved, each round in processes of their own on all cores; the ratio of the
 median step times and of the peak resident memory is printed. PyTorch: `transformers`' model, SDPA
@@ -117,7 +118,15 @@ def our_side(arm: str, steps: int, remat: str) -> dict[str, Any]:
 
 
 def main() -> None:
+    chooser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    chooser.add_argument("--device", choices=("cpu", "gpu"))
+    chosen, rest = chooser.parse_known_args()
+    if chosen.device == "gpu":
+        import vs_torch_gpu
+
+        sys.exit(vs_torch_gpu.main(rest))
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--device", choices=("cpu", "gpu"), default="cpu")
     parser.add_argument("--steps", type=int, default=6)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--remat", default="dots")
