@@ -1,4 +1,4 @@
-"""Training speed and memory on a GPU against PyTorch, and what XLA's flags change.
+r"""Training speed and memory on a GPU against PyTorch, and what XLA's flags change.
 
     python benchmarks/vs_torch.py --device gpu [--model SmolLM2-135M] [--arms full,expansion]
         [--sides ours,torch] [--presets all] [--rounds 3] [--steps 10] [--limit-s 560]
