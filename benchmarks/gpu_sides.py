@@ -264,6 +264,10 @@ def our_side(case: Case) -> dict[str, Any]:
 
     from jaxrecipes.experiment.program import compile_step, first_state
 
+    try:
+        jax.devices()
+    except (RuntimeError, AssertionError) as error:  # by whether JAX's GPU plugin is installed
+        sys.exit(f"JAX sees no {case.device.upper()} {error}".strip())
     config, program, devices = our_program(case)
     compiled = compile_step(config, program)
     state = first_state(config, program, random_leaves(program.trainable, 0))
