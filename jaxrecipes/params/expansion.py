@@ -17,6 +17,7 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 from jaxrecipes.errors import ConfigError
 from jaxrecipes.models.config import ModelConfig
@@ -215,7 +216,7 @@ def identity_block(config: ModelConfig, block: Mapping[str, Any]) -> Tree:
         leaf = leaves[path]
         # While a program is traced, a NumPy array would be made, and become a part of the program:
         # of a 70B model's twenty new blocks 22 GiB.
-        full = jnp.full if isinstance(leaf, jax.core.Tracer) else np.full
+        full = jnp.full if isinstance(leaf, Tracer) else np.full
         leaves[path] = full(leaf.shape, value, leaf.dtype)
     return unflatten(leaves)
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import jax
 
+from jaxrecipes.errors import DeviceMemoryError
 from jaxrecipes.plan.buffers import ARGUMENT, TEMPORARY, Buffer, compile_with_buffers
 from jaxrecipes.plan.hlo import Account, Collective, CustomCall, account
 
@@ -63,6 +64,9 @@ def measure(lowered: jax.stages.Lowered, mesh: Mapping[str, int] | None) -> Meas
 
     Returns:
         The measurement, also of a program that does not fit.
+
+    Raises:
+        DeviceMemoryError: It does not fit, and the compiler says nothing more.
     """
     began = time.monotonic()
     # A hit in JAX's own cache of compiled programs would leave no account of the buffers.
@@ -73,9 +77,12 @@ def measure(lowered: jax.stages.Lowered, mesh: Mapping[str, int] | None) -> Meas
     finally:
         jax.config.update("jax_enable_compilation_cache", cached)
     seconds = time.monotonic() - began
+    message, report = compilation.out_of_memory, compilation.buffers
+    if message is not None and (report is None or not compilation.hlo_text):
+        raise DeviceMemoryError(
+            f"the step does not fit, and the compiler does not say what fills the memory: {message}"
+        )
     counted = account(compilation.hlo_text, mesh)
-    message = compilation.out_of_memory
-    report = compilation.buffers
     if report is None:
         # A compiler that dumps no assignment: its totals, without what fills them.
         assert compilation.compiled is not None

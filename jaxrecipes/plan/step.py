@@ -56,7 +56,7 @@ class PlannedStep:
 
     @property
     def fits(self) -> bool:
-        """Whether the compiler accepted the step."""
+        """Whether the compiler accepted the step, and it is not larger than a local device."""
         return self.measurement.fits
 
     @property
@@ -204,6 +204,11 @@ def plan_step(
     """
     program, devices, axes = traced.program, traced.devices, traced.mesh
     measurement = cached(cache, traced.key, lambda: measure(traced.lowered, axes))
+    limit = target.memory_bytes
+    if target.topology is None and limit is not None and measurement.assigned_bytes > limit:
+        # The compilers of GPUs refuse nothing: such a program fails when it is run.
+        message = f"{measurement.assigned_bytes} bytes of {limit}"
+        measurement = replace(measurement, out_of_memory=measurement.out_of_memory or message)
     sizes = axes or {}
     count = len(target.devices)
     rows = config.train.micro_batch_size or config.train.batch_size
@@ -247,7 +252,7 @@ def plan_step(
         name,
         summary,
         measurement,
-        target.memory_bytes,
+        limit,
         flops,
         in_kernels,
         limits,
