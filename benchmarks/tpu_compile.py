@@ -191,7 +191,7 @@ def main() -> None:
     parser.add_argument("--remat", help="only rows with this train.remat")
     parser.add_argument("--cached", action="store_true", help="compile nothing")
     chosen = parser.parse_args()
-    progress = Console(stderr=True)
+    progress = Console(stderr=True, soft_wrap=True)
     lines = []
     for case in CASES:
         wanted = (
