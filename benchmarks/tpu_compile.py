@@ -102,6 +102,7 @@ CASES = (
     Case("Llama-3.1-8B", "full", "v5e:4x4", rows=4),
     Case("Llama-3.1-8B", "block_expansion", "v5e:4x4", rows=8),
     Case("Llama-3.1-8B", "block_expansion", "v5e:4x4", rows=8, remat="offload"),
+    Case("Llama-3.1-8B", "block_expansion", "v5e:4x4", rows=8, remat="groups"),
     Case("Llama-3.1-70B", "block_expansion", "v5p:4x4x8"),
     Case("Llama-3.1-70B", "block_expansion", "v6e:16x16"),
     Case("Llama-3.1-8B", "freeze-top", "v5e:4x4"),

@@ -54,7 +54,7 @@ class ArmTrainSection(Section):
     micro_batch_size: int | None = Field(
         default=None, ge=1, description="As train.micro_batch_size."
     )
-    remat: Literal["none", "dots", "names", "full", "offload"] | None = Field(
+    remat: Literal["none", "dots", "names", "full", "offload", "groups"] | None = Field(
         default=None, description="As train.remat."
     )
     remat_names: list[SaveableName] | None = Field(

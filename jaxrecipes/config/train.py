@@ -136,12 +136,12 @@ class TrainSection(Section):
         "and changes nothing else. Must divide batch_size. null: all at once.",
     )
     optimizer: OptimizerSection = Field(description="How a gradient becomes an update.")
-    remat: Literal["none", "dots", "names", "full", "offload"] = Field(
+    remat: Literal["none", "dots", "names", "full", "offload", "groups"] = Field(
         default="dots",
         description="What the backward pass computes again to save memory. none: nothing; dots: "
         "all but products with weights, half the memory at the same speed; names: all but "
         "remat_names; full: whole layers, from their inputs; offload: as full, with the inputs in "
-        "the host's memory.",
+        "the host's memory; groups: groups of layers, from their inputs.",
     )
     remat_names: list[SaveableName] = Field(
         default_factory=list, description="With remat: names, what a layer keeps."

@@ -10,8 +10,10 @@ The canonical tree is the layout in which every layer stands alone.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import jax
@@ -81,7 +83,7 @@ class Layout:
 
 # A policy by name, or the names of the values that are kept.
 RematPolicy = str | tuple[str, ...]
-REMAT_POLICIES = ("none", "dots", "full", "offload")
+REMAT_POLICIES = ("none", "dots", "full", "offload", "groups")
 # Values of a layer that a policy can keep, in the order in which they are computed.
 SAVEABLE_NAMES = (
     "query",
@@ -106,10 +108,10 @@ def rematerialise(function: Callable, policy: RematPolicy, *, in_scan: bool) -> 
         function: The layer, from hidden states and parameters to hidden states.
         in_scan: The layer is the body of a scan. Outside of one, the compiler would find that the
             backward pass repeats work of the forward pass, and keep the results after all.
-        policy: "none" keeps what differentiation needs; "dots" keeps the results of products with
-            weights, and computes attention and element-wise functions again; a tuple keeps those of
-            `SAVEABLE_NAMES`; "full" keeps the layer's input only; "offload" keeps that in the
-            host's memory.
+        policy: Of a layer, so any but "groups". "none" keeps what differentiation needs; "dots"
+            keeps the results of products with weights, and computes attention and element-wise
+            functions again; a tuple keeps those of `SAVEABLE_NAMES`; "full" keeps the layer's input
+            only; "offload" keeps that in the host's memory.
 
     Returns:
         The function, wrapped.
@@ -169,7 +171,9 @@ def apply_layers(
         hidden_states: [batch, length, hidden_size].
         tokens_of: Gives a layer index its segments, positions and rotations.
         layout: How the layers are stacked.
-        remat: See `rematerialise`.
+        remat: See `rematerialise`; "groups" keeps the inputs of groups of layers: the repetitions
+            of a segment, or groups of a long run. It needs the least memory, and one more forward
+            pass. In the canonical tree it is "full".
         execution: Devices and attention backend.
 
     Returns:
@@ -187,6 +191,8 @@ def apply_layers(
 
         return rematerialise(apply, remat, in_scan=in_scan)
 
+    # The layers of a group that is computed again keep their inputs while they are.
+    by_group, remat = remat == "groups", "full" if remat == "groups" else remat
     if layout is None:
         for index in range(config.num_layers):
             hidden_states = layer(index, in_scan=False)(hidden_states, params["layers"][str(index)])
@@ -202,20 +208,38 @@ def apply_layers(
                 stack = stacks[str(run)]
                 if length == 1:
                     states = function(states, stack)
+                elif by_group and segment.repeats == 1:
+                    states = _scan_groups(function, states, stack, length)
                 else:
-                    states = jax.lax.scan(
-                        lambda carry, one, function=function: (function(carry, one), None),
-                        states,
-                        stack,
-                    )[0]
+                    states = _scan(function, states, stack)
             return states
 
         if segment.repeats == 1:
             hidden_states = one_repeat(hidden_states, stacks)
+        elif by_group:
+            hidden_states = _scan(_keep_input(one_repeat), hidden_states, stacks)
         else:
-            hidden_states = jax.lax.scan(
-                lambda carry, one, one_repeat=one_repeat: (one_repeat(carry, one), None),
-                hidden_states,
-                stacks,
-            )[0]
+            hidden_states = _scan(one_repeat, hidden_states, stacks)
     return hidden_states
+
+
+def _scan(function: Callable, hidden_states: jax.Array, stack: Tree) -> jax.Array:
+    return jax.lax.scan(lambda carry, one: (function(carry, one), None), hidden_states, stack)[0]
+
+
+def _keep_input(function: Callable) -> Callable:
+    """Keeps nothing of a scan's body for its backward pass but what goes into it."""
+    policy = jax.checkpoint_policies.nothing_saveable
+    return jax.checkpoint(function, policy=policy, prevent_cse=False)
+
+
+def _scan_groups(
+    function: Callable, hidden_states: jax.Array, stack: Tree, length: int
+) -> jax.Array:
+    """Runs equal layers in groups, about as many as a group has layers, that keep their input.
+
+    Of n layers about 2 sqrt(n) inputs exist at one time (arXiv 1604.06174, section 4.2).
+    """
+    size = max(size for size in range(1, math.isqrt(length) + 1) if length % size == 0)
+    groups = jax.tree.map(lambda leaf: leaf.reshape(length // size, size, *leaf.shape[1:]), stack)
+    return _scan(_keep_input(partial(_scan, function)), hidden_states, groups)

@@ -257,7 +257,7 @@ def _compute_speed(config: Config, program: ArmProgram, target: Target, remat: s
         tokens=tokens,
         row_length=config.data.length,
         trains=lambda path: program.labels[path][0],
-        recompute=remat in ("full", "offload"),
+        recompute=remat in ("full", "offload", "groups"),
     )
     return tokens * target.chip.device_flops * len(target.devices) / flops.executed
 

@@ -220,7 +220,7 @@ def plan_step(
         tokens=tokens,
         row_length=length,
         trains=lambda path: program.labels[path][0],
-        recompute=config.train.remat in ("full", "offload"),
+        recompute=config.train.remat in ("full", "offload", "groups"),
     )
     flops = replace(flops, **{part: value // count for part, value in asdict(flops).items()})
     in_kernels = kernel_flops(
