@@ -19,7 +19,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
-        "--kills", type=int, default=4, help="moments at which test_kill.py kills a run (default 4)"
+        "--kills", type=int, default=2, help="moments at which test_kill.py kills a run (default 2)"
     )
 
 

@@ -126,7 +126,7 @@ def test_ratios_and_spread_come_from_the_windows() -> None:
     assert vs_torch_gpu.speed_cells(slow) == ["640", "320-640"]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_whole_path_runs_on_a_cpu(tmp_path: Path) -> None:
     pytest.importorskip("torch")
     command = [sys.executable, str(FOLDER / "vs_torch.py"), "--device", "gpu", "--dry"]

@@ -1,6 +1,6 @@
 """A run that is killed at any moment and started again ends with the same bytes.
 
-`pytest --kills 12 tests/experiment/test_kill.py` tries twelve moments; without the option four.
+`pytest --kills 12 tests/experiment/test_kill.py` tries twelve moments; without the option two.
 """
 
 from __future__ import annotations

@@ -183,10 +183,10 @@ def count_kernels(program):
     [
         ("v5e:2x2", (2048, 8, 2, 128, None, None)),
         ("v5e:2x2", (1000, 9, 3, 64, None, None)),
-        pytest.param("v5e:2x2", (4096, 8, 4, 256, 1024, 50.0), marks=pytest.mark.slow),
-        pytest.param("v5p:2x2x1", (4096, 32, 8, 96, None, None), marks=pytest.mark.slow),
-        pytest.param("v6e:2x2", (4096, 32, 8, 128, None, None), marks=pytest.mark.slow),
-        pytest.param("v5e:2x2", (32768, 8, 2, 128, None, None), marks=pytest.mark.slow),
+        pytest.param("v5e:2x2", (4096, 8, 4, 256, 1024, 50.0), marks=pytest.mark.long),
+        pytest.param("v5p:2x2x1", (4096, 32, 8, 96, None, None), marks=pytest.mark.long),
+        pytest.param("v6e:2x2", (4096, 32, 8, 128, None, None), marks=pytest.mark.long),
+        pytest.param("v5e:2x2", (32768, 8, 2, 128, None, None), marks=pytest.mark.long),
     ],
 )
 def test_the_tpu_compiler_takes_forward_and_backward_pass(tpu_topology, name, case):

@@ -14,6 +14,7 @@ def test_losses_and_gradients_do_not_depend_on_the_mesh():
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_training_does_not_depend_on_the_mesh():
     found = run_on_devices("tests.sharding.parity", "training")
     assert len(found) == 3 * 2
