@@ -16,13 +16,13 @@ from jaxrecipes.config import Config, config_hash
 from jaxrecipes.data.pipeline import batches
 from jaxrecipes.experiment.data_sets import DataSets
 from jaxrecipes.experiment.devices import Devices, model_shardings
+from jaxrecipes.experiment.header import print_arm
 from jaxrecipes.experiment.measure import Measure
 from jaxrecipes.experiment.program import (
     build_program,
     build_weights,
     compile_step,
     first_state,
-    print_arm,
     summarise,
     total_steps,
 )

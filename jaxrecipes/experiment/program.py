@@ -11,8 +11,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
-from rich.console import Console
-from rich.table import Table
 
 from jaxrecipes.checkpoint.huggingface import Imported
 from jaxrecipes.config import Config
@@ -418,39 +416,3 @@ def summarise(
         "attention": devices.execution.attention,
         "attention_reason": devices.attention_reason,
     }
-
-
-def print_arm(summary: Mapping[str, Any], console: Console) -> None:
-    """Prints what an arm trains and what a step takes, before the first one."""
-    trained, frozen = summary["trained_parameters"], summary["frozen_parameters"]
-    table = Table(title=f"arm {summary['arm']}", title_justify="left", show_edge=False)
-    table.add_column("leaves (of all layers)")
-    table.add_column("trained", justify="right")
-    table.add_column("frozen", justify="right")
-    for row in summary["what_trains"]:
-        table.add_row(
-            row["leaves"],
-            f"{row['trained']:,}" if row["trained"] else "",
-            f"{row['frozen']:,}" if row["frozen"] else "",
-        )
-    table.add_section()
-    table.add_row("all", f"{trained:,}", f"{frozen:,}")
-    console.print(table)
-    mib = 2**20
-    console.print(
-        f"{trained / (trained + frozen):.1%} of {trained + frozen:,} parameters train, "
-        f"{summary['layers']} layers, {summary['steps']} steps, {summary['tokens']:,} tokens; "
-        f"a step takes {summary['flops_per_step'] / 1e9:,.0f} GFLOP and "
-        f"{summary['peak_memory_bytes'] / mib:,.0f} MiB on a device "
-        f"({summary['temp_bytes'] / mib:,.0f} temporary); compiled in "
-        f"{summary['compile_seconds']:.1f} s for {summary['devices']} x {summary['device']} "
-        f"({summary['mesh']}), attention: {summary['attention']} ({summary['attention_reason']})",
-        highlight=False,
-    )
-    if summary["whole_leaves"]:
-        console.print(
-            "whole on every device, because the mesh does not divide their sizes: "
-            f"{', '.join(summary['whole_leaves'])}",
-            style="yellow",
-            highlight=False,
-        )
