@@ -16,7 +16,7 @@ from jaxrecipes.plan.target import Target
 from jaxrecipes.sharding.mesh import AXES, MeshShape, resolve_mesh_shape
 
 # What a layer keeps for its backward pass, from most to least.
-REMAT_ORDER = ("none", "dots", "full", "offload", "groups")
+REMAT_ORDER = ("none", "dots", "full", "groups", "offload")
 _SMALLEST_CHUNK = 128
 # A part of a row, or of the heads, that is worth a device of its own.
 _SMALLEST_PART = 1024

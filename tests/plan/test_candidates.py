@@ -50,15 +50,15 @@ def test_nothing_is_compiled_that_cannot_be_faster(trial):
 def test_what_needs_more_than_what_did_not_fit_is_left_out(trial):
     trial.answer = lambda change: answer(fits=False, speed=1.0)
     search(trial, 50)
-    # One mesh; none and dots with four, two and one rows, then full: each smaller than before.
+    # One mesh; none, dots, full and groups with four, two and one rows: each smaller than before.
     rows = {"": 4, "train.micro_batch_size=2": 2, "train.micro_batch_size=1": 1}
-    order = {"train.remat=none": 0, "": 1, "train.remat=full": 2}
+    order = {"train.remat=none": 0, "": 1, "train.remat=full": 2, "train.remat=groups": 3}
     seen = []
     for text in trial.asked:
         remat = next((part for part in text.split() if "remat" in part), "")
         micro = next((part for part in text.split() if "micro" in part), "")
         seen.append((order[remat], rows[micro]))
-    assert len(seen) == len(set(seen)) == 9
+    assert len(seen) == len(set(seen)) == 12
     for number, (remat, count) in enumerate(seen):
         assert not any(remat <= r and count >= c for r, c in seen[:number])
 

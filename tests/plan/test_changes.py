@@ -118,7 +118,8 @@ def test_what_may_make_a_step_fit():
     given = config(length=2048, remat="none", loss_chunk=1024)
     single, pairs = smaller_steps(given, tiny_config(), target(4))
     texts = [str(change) for change in single]
-    assert texts[:2] == ["train.remat=full", "train.remat=offload"]
+    remats = ["train.remat=full", "train.remat=groups", "train.remat=offload"]
+    assert texts[:3] == remats
     assert "train.loss_chunk=256" in texts
     assert {"train.micro_batch_size=8", "train.micro_batch_size=4"} <= set(texts)
     assert {"mesh.tensor=2", "mesh.context=2"} <= set(texts)

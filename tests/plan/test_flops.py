@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import pytest
@@ -81,9 +83,12 @@ def test_executed_operations_are_those_of_the_rematerialised_gradient(kind, patt
     assert expected.executed == count_flops(gradient, *arguments)
 
 
-@pytest.mark.parametrize("pattern", [FULL, EXPANSION])
+@pytest.mark.parametrize("pattern", [FULL, r"layers/[135]/.*"])
 def test_the_compiled_step_executes_the_hand_count(pattern):
-    config = tiny_config("untied")
+    # Everything that trains is in a scan. Outside of one the compiler for CPUs merges products
+    # of a trained layer with their repetition, in spite of the barrier.
+    given = tiny_config("untied")
+    config = dataclasses.replace(given, num_layers=7, layer_types=7 * given.layer_types[:1])
     gradient, arguments, trains = gradient_of(config, pattern, "full", scanned=True)
     compiled = jax.jit(gradient).lower(*arguments).compile()
     expected = step_flops(
