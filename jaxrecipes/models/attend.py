@@ -7,10 +7,10 @@ from functools import partial
 import jax
 from jax.sharding import PartitionSpec
 
-from jaxrecipes.models.attention import attention
+from jaxrecipes.models.attention import Places, attention
 from jaxrecipes.models.attention_backends import BACKENDS
 from jaxrecipes.models.execution import Execution
-from jaxrecipes.models.splash import QueryShard
+from jaxrecipes.models.query_shard import QueryShard
 from jaxrecipes.sharding.mesh import BATCH_AXES
 from jaxrecipes.sharding.rules import ACTIVATION_RULES
 
@@ -20,11 +20,8 @@ def attend(
     query: jax.Array,
     key: jax.Array,
     value: jax.Array,
+    places: Places,
     *,
-    query_segment_ids: jax.Array,
-    key_segment_ids: jax.Array,
-    query_positions: jax.Array,
-    key_positions: jax.Array,
     scale: float,
     softcap: float | None = None,
     sliding_window: int | None = None,
@@ -41,10 +38,7 @@ def attend(
         query: [batch, query_length, heads, head_dim].
         key: [batch, key_length, kv_heads, head_dim].
         value: [batch, key_length, kv_heads, head_dim].
-        query_segment_ids: int32 [batch, query_length]; 0 is padding.
-        key_segment_ids: int32 [batch, key_length]; 0 is padding.
-        query_positions: int32 [batch, query_length].
-        key_positions: int32 [batch, key_length].
+        places: Segments and positions of queries and keys.
         scale: Factor on the logits.
         softcap: Logits become `softcap * tanh(logits / softcap)` where given.
         sliding_window: Number of latest positions visible, the query's own included; None for all.
@@ -61,17 +55,12 @@ def attend(
             query,
             key,
             value,
-            query_segment_ids=query_segment_ids,
-            key_segment_ids=key_segment_ids,
-            query_positions=query_positions,
-            key_positions=key_positions,
+            places,
             **options,
         )
     parts = mesh.shape["context"]
 
-    def local(
-        query, key, value, query_segment_ids, key_segment_ids, query_positions, key_positions
-    ):
+    def local(query, key, value, places):
         function = backend
         if parts > 1 and backend is not attention:
             shard = QueryShard(jax.lax.axis_index("context"), parts)
@@ -80,19 +69,17 @@ def attend(
             query,
             key,
             value,
-            query_segment_ids=query_segment_ids,
-            key_segment_ids=key_segment_ids,
-            query_positions=query_positions,
-            key_positions=key_positions,
+            places,
             **options,
         )
 
     tokens, whole = ACTIVATION_RULES["tokens"], PartitionSpec(BATCH_AXES, None)
+    places_spec = Places._make([tokens, tokens, whole, whole])
     heads, whole_heads = ACTIVATION_RULES["heads"], ACTIVATION_RULES["whole_row"]
     return jax.shard_map(
         local,
         mesh=mesh,
-        in_specs=(heads, whole_heads, whole_heads, tokens, whole, tokens, whole),
+        in_specs=(heads, whole_heads, whole_heads, places_spec),
         out_specs=heads,
         check_vma=False,
-    )(query, key, value, query_segment_ids, key_segment_ids, query_positions, key_positions)
+    )(query, key, value, places)

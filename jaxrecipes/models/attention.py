@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 
@@ -9,28 +11,40 @@ import jax.numpy as jnp
 MASKED_LOGIT = -2.0e38
 
 
-def visible(
-    query_segment_ids: jax.Array,
-    key_segment_ids: jax.Array,
-    query_positions: jax.Array,
-    key_positions: jax.Array,
-    sliding_window: int | None,
-) -> jax.Array:
+class Places(NamedTuple):
+    """Segments and positions, from which follows which keys a query may see.
+
+    Attributes:
+        query_segment_ids: int32 [batch, query_length]; 0 is padding.
+        query_positions: int32 [batch, query_length], position inside the segment.
+        key_segment_ids: int32 [batch, key_length]; 0 is padding.
+        key_positions: int32 [batch, key_length].
+    """
+
+    query_segment_ids: jax.Array
+    query_positions: jax.Array
+    key_segment_ids: jax.Array
+    key_positions: jax.Array
+
+    @classmethod
+    def of_rows(cls, segment_ids: jax.Array, positions: jax.Array) -> Places:
+        """Returns the places where queries and keys are the same tokens, [batch, length] each."""
+        return cls(segment_ids, positions, segment_ids, positions)
+
+
+def visible(places: Places, sliding_window: int | None) -> jax.Array:
     """Returns which keys a query may see: same document, not later, inside the window.
 
     Args:
-        query_segment_ids: int32 [batch, query_length]; 0 is padding.
-        key_segment_ids: int32 [batch, key_length]; 0 is padding.
-        query_positions: int32 [batch, query_length], position inside the segment.
-        key_positions: int32 [batch, key_length].
+        places: Segments and positions of queries and keys.
         sliding_window: Number of latest positions visible, the query's own included; None for all.
 
     Returns:
         bool [batch, query_length, key_length].
     """
-    distance = query_positions[:, :, None] - key_positions[:, None, :]
-    mask = query_segment_ids[:, :, None] == key_segment_ids[:, None, :]
-    mask &= (key_segment_ids != 0)[:, None, :] & (distance >= 0)
+    distance = places.query_positions[:, :, None] - places.key_positions[:, None, :]
+    mask = places.query_segment_ids[:, :, None] == places.key_segment_ids[:, None, :]
+    mask &= (places.key_segment_ids != 0)[:, None, :] & (distance >= 0)
     if sliding_window is not None:
         mask &= distance < sliding_window
     return mask
@@ -40,11 +54,8 @@ def attention(
     query: jax.Array,
     key: jax.Array,
     value: jax.Array,
+    places: Places,
     *,
-    query_segment_ids: jax.Array,
-    key_segment_ids: jax.Array,
-    query_positions: jax.Array,
-    key_positions: jax.Array,
     scale: float,
     softcap: float | None = None,
     sliding_window: int | None = None,
@@ -57,10 +68,7 @@ def attention(
         query: [batch, query_length, heads, head_dim].
         key: [batch, key_length, kv_heads, head_dim].
         value: [batch, key_length, kv_heads, head_dim].
-        query_segment_ids: int32 [batch, query_length]; 0 is padding.
-        key_segment_ids: int32 [batch, key_length]; 0 is padding.
-        query_positions: int32 [batch, query_length].
-        key_positions: int32 [batch, key_length].
+        places: Segments and positions of queries and keys.
         scale: Factor on the logits.
         softcap: Logits become `softcap * tanh(logits / softcap)` where given.
         sliding_window: See `visible`.
@@ -81,9 +89,7 @@ def attention(
     logits = logits * scale
     if softcap is not None:
         logits = softcap * jnp.tanh(logits / softcap)
-    mask = visible(
-        query_segment_ids, key_segment_ids, query_positions, key_positions, sliding_window
-    )
+    mask = visible(places, sliding_window)
     logits = logits.reshape(batch, kv_heads, group, query_length, key.shape[2])
     logits = jnp.where(mask[:, None, None], logits, MASKED_LOGIT)
     largest = jax.lax.stop_gradient(jnp.max(logits, axis=-1, keepdims=True))

@@ -16,9 +16,9 @@ import jax
 import jax.numpy as jnp
 
 from jaxrecipes.errors import ConfigError
-from jaxrecipes.models.attention import visible
+from jaxrecipes.models.attention import Places, visible
+from jaxrecipes.models.query_shard import QueryShard, check_queries
 from jaxrecipes.models.row_order import in_row_order, poison
-from jaxrecipes.models.splash import QueryShard
 
 DTYPES = ("bfloat16", "float16")
 # Before Hopper (compute capability 9.0) the kernel takes heads up to 128 wide.
@@ -32,11 +32,8 @@ def cudnn_attention(
     query: jax.Array,
     key: jax.Array,
     value: jax.Array,
+    places: Places,
     *,
-    query_segment_ids: jax.Array,
-    key_segment_ids: jax.Array,
-    query_positions: jax.Array,
-    key_positions: jax.Array,
     scale: float,
     softcap: float | None = None,
     sliding_window: int | None = None,
@@ -53,10 +50,7 @@ def cudnn_attention(
         query: [batch, query_length, heads, head_dim], bfloat16 or float16.
         key: [batch, key_length, kv_heads, head_dim].
         value: [batch, key_length, kv_heads, head_dim].
-        query_segment_ids: int32 [batch, query_length]; 0 is padding.
-        key_segment_ids: int32 [batch, key_length]; 0 is padding.
-        query_positions: int32 [batch, query_length].
-        key_positions: int32 [batch, key_length].
+        places: Segments and positions of queries and keys.
         scale: Factor on the logits.
         softcap: Must be None: cuDNN's kernel has no soft-cap.
         sliding_window: Number of latest positions visible, the query's own included; None for all.
@@ -75,14 +69,9 @@ def cudnn_attention(
     if obstacle is not None:
         raise ConfigError(f"model.attention: cudnn cannot be used: {obstacle}")
     shards = 1 if query_shard is None else query_shard.count
-    if query_length * shards != key_length:
-        part = "the row" if shards == 1 else f"1/{shards} of the row"
-        raise ConfigError(
-            f"model.attention: cudnn needs queries that are {part} of keys, got {query_length} "
-            f"queries and {key_length} keys; decoding with a cache uses the reference backend"
-        )
+    check_queries("cudnn", query_length, key_length, shards)
     if shards == 1:
-        right = in_row_order(key_segment_ids, key_positions)
+        right = in_row_order(places.key_segment_ids, places.key_positions)
         query = query * poison(1.0, right)[:, None, None, None].astype(query.dtype)
 
     def pad(array: jax.Array) -> jax.Array:
@@ -93,13 +82,7 @@ def cudnn_attention(
         pad(query),
         pad(key),
         pad(value),
-        mask=packed_mask(
-            pad(query_segment_ids),
-            pad(key_segment_ids),
-            pad(query_positions),
-            pad(key_positions),
-            sliding_window,
-        ),
+        mask=packed_mask(Places(*map(pad, places)), sliding_window),
         scale=scale,
         is_causal=shards == 1,
         implementation="cudnn",
@@ -142,27 +125,16 @@ def cudnn_obstacle(
     return None
 
 
-def packed_mask(
-    query_segment_ids: jax.Array,
-    key_segment_ids: jax.Array,
-    query_positions: jax.Array,
-    key_positions: jax.Array,
-    sliding_window: int | None,
-) -> jax.Array:
+def packed_mask(places: Places, sliding_window: int | None) -> jax.Array:
     """Returns `visible`, where padding sees padding so that no query is without a key.
 
     Args:
-        query_segment_ids: int32 [batch, query_length]; 0 is padding.
-        key_segment_ids: int32 [batch, key_length]; 0 is padding.
-        query_positions: int32 [batch, query_length].
-        key_positions: int32 [batch, key_length].
+        places: Segments and positions of queries and keys.
         sliding_window: See `visible`.
 
     Returns:
         bool [batch, 1, query_length, key_length], the same for all heads.
     """
-    mask = visible(
-        query_segment_ids, key_segment_ids, query_positions, key_positions, sliding_window
-    )
-    both_padding = (query_segment_ids == 0)[:, :, None] & (key_segment_ids == 0)[:, None, :]
-    return (mask | both_padding)[:, None]
+    padding_queries, padding_keys = places.query_segment_ids == 0, places.key_segment_ids == 0
+    both_padding = padding_queries[:, :, None] & padding_keys[:, None, :]
+    return (visible(places, sliding_window) | both_padding)[:, None]

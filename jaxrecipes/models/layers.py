@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
 from jaxrecipes.models.attend import attend
+from jaxrecipes.models.attention import Places
 from jaxrecipes.models.config import ModelConfig
 from jaxrecipes.models.execution import ONE_DEVICE, Execution
 from jaxrecipes.models.product import product
@@ -154,10 +155,9 @@ class Attention(nn.Module):
             query,
             key,
             value,
-            query_segment_ids=tokens.segment_ids,
-            key_segment_ids=tokens.key_segment_ids,
-            query_positions=tokens.positions,
-            key_positions=tokens.key_positions,
+            Places(
+                tokens.segment_ids, tokens.positions, tokens.key_segment_ids, tokens.key_positions
+            ),
             scale=config.query_scale,
             softcap=config.attention_softcap,
             sliding_window=self.sliding_window,

@@ -12,7 +12,6 @@ their gradients back) and computes its own queries, which `QueryShard` describes
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass
 from typing import cast
 
 import jax
@@ -24,6 +23,8 @@ from jax.experimental.pallas.ops.tpu.splash_attention import (
 )
 
 from jaxrecipes.errors import ConfigError
+from jaxrecipes.models.attention import Places
+from jaxrecipes.models.query_shard import QueryShard, check_queries, zigzag_order
 from jaxrecipes.models.row_order import in_row_order, poison
 
 # Name of what the backward pass reads: the output and the logarithms of the softmax's sums. With
@@ -40,61 +41,12 @@ LARGEST_BLOCK = 1024
 LARGEST_COMPUTE_BLOCK = 512
 
 
-@dataclass(frozen=True)
-class QueryShard:
-    """Which part of the row the queries are, where keys and values are the whole row.
-
-    Contiguous parts are unequal work under a causal mask: of `count` devices the last one computes
-    `2 - 1/count` times the average, and the others wait for it. With `zigzag` the row is cut into
-    twice as many chunks and every part is one chunk from the front and one from the back, which is
-    equal work (`zigzag_order`; keys and values are given in the row's natural order all the same).
-    For a sliding window contiguous parts are balanced already.
-
-    Attributes:
-        index: Position of this part in the row; inside `jax.shard_map`
-            `jax.lax.axis_index(axis_name)`. It may be traced.
-        count: Number of equal parts.
-        zigzag: The queries are chunks `index` and `2 * count - 1 - index` of `2 * count`.
-    """
-
-    index: int | jax.Array
-    count: int
-    zigzag: bool = False
-
-
-def zigzag_order(length: int, count: int) -> np.ndarray:
-    """Returns the order in which a row is laid out over devices, so that each has equal work.
-
-    Args:
-        length: Tokens of a row.
-        count: Devices that share a row.
-
-    Returns:
-        int32 [length]: `array[:, zigzag_order(length, count)]` cut into `count` equal parts gives
-        device i the chunks i and `2 * count - 1 - i`; indexing with its `argsort` undoes it.
-
-    Raises:
-        ConfigError: The row does not divide into `2 * count` chunks.
-    """
-    if length % (2 * count):
-        raise ConfigError(
-            f"rows of {length} tokens do not divide into the {2 * count} chunks that balance a "
-            f"context axis of {count} devices; make data.length a multiple of {2 * count}"
-        )
-    chunks = np.arange(length, dtype=np.int32).reshape(2 * count, -1)
-    pairs = [(chunks[part], chunks[2 * count - 1 - part]) for part in range(count)]
-    return np.concatenate([chunk for pair in pairs for chunk in pair])
-
-
 def splash_attention(
     query: jax.Array,
     key: jax.Array,
     value: jax.Array,
+    places: Places,
     *,
-    query_segment_ids: jax.Array,
-    key_segment_ids: jax.Array,
-    query_positions: jax.Array,
-    key_positions: jax.Array,
     scale: float,
     softcap: float | None = None,
     sliding_window: int | None = None,
@@ -119,10 +71,7 @@ def splash_attention(
         query: [batch, query_length, heads, head_dim].
         key: [batch, key_length, kv_heads, head_dim].
         value: [batch, key_length, kv_heads, head_dim].
-        query_segment_ids: int32 [batch, query_length]; 0 is padding.
-        key_segment_ids: int32 [batch, key_length]; 0 is padding.
-        query_positions: int32 [batch, query_length].
-        key_positions: int32 [batch, key_length].
+        places: Segments and positions of queries and keys.
         scale: Factor on the logits.
         softcap: Logits become `softcap * tanh(logits / softcap)` where given.
         sliding_window: Number of latest positions visible, the query's own included; None for all.
@@ -143,12 +92,7 @@ def splash_attention(
     query_length, key_length = query.shape[1], key.shape[1]
     shards = 1 if query_shard is None else query_shard.count
     zigzag = query_shard is not None and query_shard.zigzag
-    if query_length * shards != key_length:
-        part = "the row" if shards == 1 else f"1/{shards} of the row"
-        raise ConfigError(
-            f"model.attention: splash needs queries that are {part} of keys, got {query_length} "
-            f"queries and {key_length} keys; decoding with a cache uses the reference backend"
-        )
+    check_queries("splash", query_length, key_length, shards)
     chunk = query_length // 2 if zigzag else query_length
     if shards > 1 and chunk % LANES:
         needed = LANES * shards * (2 if zigzag else 1)
@@ -171,10 +115,12 @@ def splash_attention(
     if query_shard is not None:
         kernel = _part(kernel, query_shard)
     rows = jnp.asarray(kernel.fwd_mask_info.q_sequence)[:query_length]
-    right_queries = (query_positions == jnp.take(key_positions, rows, axis=1)) & (
-        query_segment_ids == jnp.take(key_segment_ids, rows, axis=1)
+    right_queries = (places.query_positions == jnp.take(places.key_positions, rows, axis=1)) & (
+        places.query_segment_ids == jnp.take(places.key_segment_ids, rows, axis=1)
     )
-    right = in_row_order(key_segment_ids, key_positions) & jnp.all(right_queries, axis=1)
+    right = in_row_order(places.key_segment_ids, places.key_positions) & jnp.all(
+        right_queries, axis=1
+    )
     scale_of_row = poison(scale, right)
     query = (query * scale_of_row[:, None, None, None]).astype(query.dtype)
 
@@ -183,7 +129,7 @@ def splash_attention(
         return array.swapaxes(1, 2) if array.ndim == 4 else array  # heads come first
 
     segment_ids = splash_attention_kernel.SegmentIds(
-        prepare(query_segment_ids), prepare(key_segment_ids)
+        prepare(places.query_segment_ids), prepare(places.key_segment_ids)
     )
     mixed = jax.vmap(kernel)(prepare(query), prepare(key), prepare(value), segment_ids)
     return cast(jax.Array, mixed).swapaxes(1, 2)[:, :query_length]

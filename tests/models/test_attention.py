@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxrecipes.models.attention import attention
+from jaxrecipes.models.attention import Places, attention
 
 HEADS, KV_HEADS, HEAD_DIM = 4, 2, 8
 
@@ -26,6 +26,17 @@ def packed(generator, batch, length):
             positions[row, start:stop] = np.arange(stop - start)
             start, segment = stop, segment + 1
     return segment_ids, positions
+
+
+def with_gradients(function, arrays, weights):
+    """A function's output, and the gradients of its weighted sum by each array."""
+
+    def loss(*arrays):
+        output = function(*arrays)
+        return jnp.sum(output * weights), output
+
+    (_, output), gradients = jax.value_and_grad(loss, (0, 1, 2), has_aux=True)(*arrays)
+    return output, *gradients
 
 
 def by_hand(query, key, value, segment_ids, scale, softcap, window):
@@ -65,10 +76,7 @@ def test_equals_the_formula_on_packed_rows(seed, softcap, window):
         query,
         key,
         value,
-        query_segment_ids=segment_ids,
-        key_segment_ids=segment_ids,
-        query_positions=positions,
-        key_positions=positions,
+        Places.of_rows(segment_ids, positions),
         scale=0.7,
         softcap=softcap,
         sliding_window=window,
@@ -92,10 +100,7 @@ def test_large_logits_neither_overflow_nor_lose_their_gradient(dtype):
             query,
             key,
             key,
-            query_segment_ids=ids,
-            key_segment_ids=ids,
-            query_positions=positions,
-            key_positions=positions,
+            Places.of_rows(ids, positions),
             scale=1.0,
         )
         assert mixed.dtype == dtype

@@ -10,10 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jaxrecipes.errors import ConfigError
-from jaxrecipes.models.attention import attention, visible
+from jaxrecipes.models.attention import Places, attention, visible
 from jaxrecipes.models.cudnn import cudnn_attention, cudnn_obstacle, packed_mask
-from jaxrecipes.models.splash import QueryShard
-from tests.models.test_attention import packed
+from jaxrecipes.models.query_shard import QueryShard
+from tests.models.test_attention import packed, with_gradients
 
 BATCH, LENGTH, HEADS, KV_HEADS, HEAD_DIM = 2, 100, 4, 2, 64
 on_gpu = pytest.mark.skipif(jax.default_backend() != "gpu", reason="needs an NVIDIA GPU")
@@ -31,22 +31,10 @@ def rows(seed, length=LENGTH):
 
 def options(segment_ids, positions, window=None):
     return {
-        "query_segment_ids": segment_ids,
-        "key_segment_ids": segment_ids,
-        "query_positions": positions,
-        "key_positions": positions,
+        "places": Places.of_rows(segment_ids, positions),
         "scale": 0.2,
         "sliding_window": window,
     }
-
-
-def with_gradients(function, arrays, weights):
-    def loss(*arrays):
-        output = function(*arrays)
-        return jnp.sum(output * weights), output
-
-    (_, output), gradients = jax.value_and_grad(loss, (0, 1, 2), has_aux=True)(*arrays)
-    return output, *gradients
 
 
 @pytest.fixture
@@ -65,7 +53,7 @@ def without_cudnn(monkeypatch):
 @given(seed=st.integers(0, 2**16), window=st.sampled_from([None, 1, 5]))
 def test_the_mask_is_the_references_and_leaves_no_query_without_a_key(seed, window):
     segment_ids, positions = packed(np.random.default_rng(seed), BATCH, 23)
-    both = (segment_ids, segment_ids, positions, positions, window)
+    both = (Places.of_rows(segment_ids, positions), window)
     mask = np.asarray(packed_mask(*both))
     assert mask.shape == (BATCH, 1, 23, 23)
     real = segment_ids != 0
@@ -89,12 +77,11 @@ def test_the_call_says_what_the_reference_computes(without_cudnn, window):
 
 def test_a_part_of_the_row_is_computed_with_its_own_mask(without_cudnn):
     arrays, segment_ids, positions, _ = rows(2, 128)
-    keywords = options(segment_ids, positions)
+    row, keywords = (segment_ids, positions), options(segment_ids, positions)
     whole = np.asarray(cudnn_attention(*arrays, **keywords), np.float32)
     for part in (0, 1):
         here = slice(64 * part, 64 * part + 64)
-        keywords["query_segment_ids"] = segment_ids[:, here]
-        keywords["query_positions"] = positions[:, here]
+        keywords["places"] = Places(*(array[:, here] for array in row), *row)
         shard = QueryShard(part, 2)
         found = cudnn_attention(arrays[0][:, here], *arrays[1:], **keywords, query_shard=shard)
         real = segment_ids[:, here] != 0
@@ -147,10 +134,7 @@ def test_refuses_what_the_kernel_cannot_compute(change, message):
             query,
             key,
             key,
-            query_segment_ids=one,
-            key_segment_ids=many,
-            query_positions=one,
-            key_positions=many,
+            places=Places(one, one, many, many),
             scale=1.0,
             softcap=change.get("softcap"),
         )

@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jaxrecipes.data.rows import Row, row_arrays
-from jaxrecipes.models.attention import visible
+from jaxrecipes.models.attention import Places, visible
 from jaxrecipes.models.row_order import in_row_order, poison
 from tests.models.test_attention import packed
 
@@ -25,7 +25,7 @@ def differs(segment_ids, positions):
         (
             real
             & (
-                np.asarray(visible(segment_ids, segment_ids, positions, positions, window))
+                np.asarray(visible(Places.of_rows(segment_ids, positions), window))
                 != visible_by_index(segment_ids, window)
             )
         ).any()

@@ -12,8 +12,9 @@ from jax.sharding import SingleDeviceSharding
 
 from jaxrecipes.errors import ConfigError
 from jaxrecipes.models import splash
-from jaxrecipes.models.attention import attention
-from jaxrecipes.models.splash import RESIDUAL_NAME, QueryShard, splash_attention
+from jaxrecipes.models.attention import Places, attention
+from jaxrecipes.models.query_shard import QueryShard
+from jaxrecipes.models.splash import RESIDUAL_NAME, splash_attention
 from tests.models.test_attention import packed
 
 BATCH = 2
@@ -49,10 +50,7 @@ def compiled(backend, window, softcap):
         def mixed(*arrays):
             output = function(
                 *arrays,
-                query_segment_ids=segment_ids,
-                key_segment_ids=segment_ids,
-                query_positions=positions,
-                key_positions=positions,
+                Places.of_rows(segment_ids, positions),
                 scale=0.3,
                 softcap=softcap,
                 sliding_window=window,
@@ -117,10 +115,7 @@ def test_refuses_queries_that_are_not_the_row():
     one, many = np.ones((1, 1), np.int32), np.ones((1, 16), np.int32)
     call = functools.partial(
         splash_attention,
-        query_segment_ids=one,
-        key_segment_ids=many,
-        query_positions=one,
-        key_positions=many,
+        places=Places(one, one, many, many),
         scale=1.0,
     )
     with pytest.raises(ConfigError, match="1 queries and 16 keys.*reference"):
@@ -156,10 +151,7 @@ def compile_for(topology, case, wrap=lambda function: function):
             query,
             key,
             value,
-            query_segment_ids=segment_ids,
-            key_segment_ids=segment_ids,
-            query_positions=positions,
-            key_positions=positions,
+            Places.of_rows(segment_ids, positions),
             scale=head_dim**-0.5,
             softcap=softcap,
             sliding_window=window,

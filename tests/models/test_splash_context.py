@@ -13,9 +13,10 @@ import pytest
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from jaxrecipes.errors import ConfigError
-from jaxrecipes.models.attention import attention
-from jaxrecipes.models.splash import QueryShard, splash_attention, zigzag_order
-from tests.models.test_attention import packed
+from jaxrecipes.models.attention import Places, attention
+from jaxrecipes.models.query_shard import QueryShard, zigzag_order
+from jaxrecipes.models.splash import splash_attention
+from tests.models.test_attention import packed, with_gradients
 
 BATCH, LENGTH, HEADS, KV_HEADS, HEAD_DIM = 1, 512, 2, 1, 16
 AXIS = "context"
@@ -34,23 +35,11 @@ def rows(seed):
     return (query, key, value), segment_ids, positions, weights
 
 
-def with_gradients(mixed, arrays, weights):
-    def loss(*arrays):
-        output = mixed(*arrays)
-        return jnp.sum(output * weights), output
-
-    (_, output), gradients = jax.value_and_grad(loss, (0, 1, 2), has_aux=True)(*arrays)
-    return output, *gradients
-
-
 def expected(arrays, segment_ids, positions, weights, window, softcap):
     def mixed(*arrays):
         return attention(
             *arrays,
-            query_segment_ids=segment_ids,
-            key_segment_ids=segment_ids,
-            query_positions=positions,
-            key_positions=positions,
+            Places.of_rows(segment_ids, positions),
             scale=0.3,
             softcap=softcap,
             sliding_window=window,
@@ -74,10 +63,7 @@ def over_devices(mesh, zigzag, window, softcap, interpret):
             query,
             whole(key),
             whole(value),
-            query_segment_ids=segment_ids,
-            key_segment_ids=whole(segment_ids),
-            query_positions=positions,
-            key_positions=whole(positions),
+            Places(segment_ids, positions, whole(segment_ids), whole(positions)),
             scale=0.3,
             softcap=softcap,
             sliding_window=window,
@@ -148,10 +134,7 @@ def test_queries_of_another_part_are_nan():
         return splash_attention(
             arrays[0][:, :half],
             *arrays[1:],
-            query_segment_ids=segment_ids[:, :half],
-            key_segment_ids=segment_ids,
-            query_positions=positions[:, :half],
-            key_positions=positions,
+            Places(segment_ids[:, :half], positions[:, :half], segment_ids, positions),
             scale=0.3,
             query_shard=QueryShard(index, 2),
             interpret=True,
