@@ -11,8 +11,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxrecipes.checkpoint.config_reader import read_json
 from jaxrecipes.checkpoint.gguf import gguf_config, gguf_tensors, open_reader
-from jaxrecipes.checkpoint.model_config import parse_model_config, read_json
+from jaxrecipes.checkpoint.model_config import parse_model_config
 from jaxrecipes.checkpoint.names import INERT_TENSORS, TensorName, tensor_names
 from jaxrecipes.checkpoint.reference import resolve_reference
 from jaxrecipes.checkpoint.tensor_files import open_tensor_files, refuse_non_finite, shorten

