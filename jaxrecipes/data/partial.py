@@ -10,12 +10,13 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from jaxrecipes.data.durable import file_entry, sync_folder, write_json
 from jaxrecipes.data.pack import PackedRows, check_supervised
 from jaxrecipes.data.rows import Attend, Row, encode_row
 from jaxrecipes.data.sources import hash_file
@@ -97,8 +98,8 @@ class PartialSet:
         segment_rows = np.repeat(np.arange(len(packed)), np.diff(packed.segment_ends, prepend=0))
         self.blocks.append(
             {
-                "shard": {**_file_entry(shard), "rows": len(packed)},
-                "listing": _file_entry(listing),
+                "shard": {**file_entry(shard), "rows": len(packed)},
+                "listing": file_entry(listing),
                 "documents_read": len(documents),
                 "digest": digest_ids(ids),
                 "documents": int(listed.sum()),
@@ -112,13 +113,13 @@ class PartialSet:
                 "examples": packed.dropped.examples,
             }
         )
-        _write_json(self.folder / PROGRESS, {"key": self.key, "blocks": self.blocks})
+        write_json(self.folder / PROGRESS, {"key": self.key, "blocks": self.blocks})
 
     def finish(self, manifest: dict[str, Any], target: Path) -> None:
         """Joins the listings, writes the manifest and moves the folder into place."""
         _write_documents(self)
-        manifest["documents_file"] = _file_entry(self.folder / DOCUMENTS)
-        _write_json(self.folder / MANIFEST, manifest)
+        manifest["documents_file"] = file_entry(self.folder / DOCUMENTS)
+        write_json(self.folder / MANIFEST, manifest)
         old = target.with_name(f".{target.name}.old")
         shutil.rmtree(old, ignore_errors=True)
         # From here on the partial folder is a complete set; its helpers go before it is moved.
@@ -186,30 +187,6 @@ def _write_documents(work: PartialSet) -> None:
         os.fsync(target.fileno())
 
 
-def _write_json(path: Path, value: Mapping[str, Any]) -> None:
-    temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("w", encoding="utf-8", newline="\n") as file:
-        json.dump(value, file, indent=1, sort_keys=True, ensure_ascii=False)
-        file.write("\n")
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.rename(path)
-    sync_folder(path.parent)
-
-
-def _file_entry(path: Path) -> dict[str, Any]:
-    return {"name": path.name, "bytes": path.stat().st_size, "sha256": hash_file(path)}
-
-
 def digest_ids(ids: list[str]) -> str:
     """Returns a hash of document ids in their order."""
     return hashlib.sha256("\x00".join(ids).encode()).hexdigest()
-
-
-def sync_folder(folder: Path) -> None:
-    """Makes renames in a folder durable."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -6,6 +6,7 @@ canonical tree (see `jaxrecipes.models.encoder`).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 
 import flax.linen as nn
@@ -18,9 +19,10 @@ from jaxrecipes.models.execution import ONE_DEVICE, Execution
 from jaxrecipes.models.product import product
 from jaxrecipes.sharding.rules import constrain
 
-# Queries of a long row are answered in blocks of this many, so that the attention weights of 8192
-# tokens need not exist at one time (16 heads: 4 GiB a row).
-QUERY_BLOCK = 512
+# Queries of a long row are answered in blocks of at most this many, so that the attention weights
+# of 8192 tokens need not exist at one time (16 heads: 4 GiB a row). Where the length has no divisor
+# between the two sizes the row is answered as a whole.
+QUERY_BLOCK, SMALLEST_QUERY_BLOCK = 512, 32
 
 _ACTIVATIONS: Mapping[str, Callable[[jax.Array], jax.Array]] = {
     "gelu": lambda values: nn.gelu(values, approximate=False),
@@ -78,12 +80,13 @@ def attend_both_ways(
         [batch, length, heads, head_dim], dtype of `query`.
     """
     length = query.shape[1]
-    if length <= QUERY_BLOCK or length % QUERY_BLOCK:
+    size = math.gcd(length, QUERY_BLOCK)
+    if length <= QUERY_BLOCK or size < SMALLEST_QUERY_BLOCK:
         return attention(query, key, value, places, scale=scale, causal=False)
 
     def block(start: jax.Array) -> jax.Array:
         def part(array: jax.Array) -> jax.Array:
-            return jax.lax.dynamic_slice_in_dim(array, start, QUERY_BLOCK, axis=1)
+            return jax.lax.dynamic_slice_in_dim(array, start, size, axis=1)
 
         seen_from = places._replace(
             query_segment_ids=part(places.query_segment_ids),
@@ -91,7 +94,7 @@ def attend_both_ways(
         )
         return attention(part(query), key, value, seen_from, scale=scale, causal=False)
 
-    mixed = jax.lax.map(block, jnp.arange(0, length, QUERY_BLOCK))
+    mixed = jax.lax.map(block, jnp.arange(0, length, size))
     # [blocks, batch, block, heads, head_dim] -> [batch, length, heads, head_dim]
     return jnp.moveaxis(mixed, 0, 1).reshape(query.shape)
 
