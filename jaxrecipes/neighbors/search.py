@@ -1,0 +1,344 @@
+"""The k most similar documents of every document, by whichever index suits, recall measured.
+
+Every row is checked first, candidates come from the index, and their similarities are computed
+again in one way for all indexes (``pair_similarities``), so that lists from different indexes,
+blocks and shards can be compared and merged.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from typing import Any, Literal, Protocol, get_args
+
+import numpy as np
+
+from jaxrecipes.errors import ConfigError, DataError
+from jaxrecipes.neighbors.exact import ROW_BLOCK, ExactIndex
+from jaxrecipes.neighbors.scann_index import (
+    INSTALL,
+    ScannIndex,
+    ScannOptions,
+    make_options,
+    missing_scann,
+    require_scann,
+)
+from jaxrecipes.neighbors.store import Neighbors
+from jaxrecipes.neighbors.vectors import (
+    Vectors,
+    check_vectors,
+    pair_similarities,
+    read_rows,
+    recall,
+    sort_neighbors,
+)
+
+IndexName = Literal["auto", "exact", "scann"]
+# Where ScaNN's building and searching together take less time than an exact search; measured, see
+# docs/benchmarks.md.
+SCANN_FROM = 50_000
+_QUERY_ROWS = 8192
+
+
+class Index(Protocol):
+    """Something that finds candidates; ``ExactIndex`` and ``ScannIndex`` are."""
+
+    rows: np.ndarray
+
+    @property
+    def name(self) -> str:
+        """Returns what it is called in reports."""
+        ...
+
+    def search(self, queries: np.ndarray, count: int) -> np.ndarray:
+        """Returns ids [queries, count] int64, -1 where there are fewer."""
+        ...
+
+
+def find_neighbors(
+    vectors: Vectors,
+    k: int,
+    *,
+    index: IndexName = "auto",
+    scann: Mapping[str, Any] | None = None,
+    recall_floor: float = 0.95,
+    recall_sample: int = 1000,
+    shard_rows: int | None = None,
+    seed: int = 0,
+    log: Callable[[str], None] | None = None,
+) -> Neighbors:
+    """Finds the k nearest other documents of every document.
+
+    A document is never its own neighbour: it is left out by its id, also where copies of it are as
+    similar and stand before it. Corpora that do not fit into memory are searched a shard after the
+    other; the lists are those of one index (exactly for ``exact``). Memory: ``4 * shard_rows *
+    width`` bytes for a shard's rows, what its index needs (see ``ExactIndex`` and ``ScannIndex``),
+    and ``12 * documents * k`` for the result.
+
+    Args:
+        vectors: [documents, width], rows of unit length, any float dtype.
+        k: Neighbours a document.
+        index: ``exact``; ``scann``; ``auto``: ScaNN from 50,000 rows a shard on where it is
+            installed.
+        scann: Parameters of ScaNN by name (``ScannOptions``); what is left out is chosen from the
+            number of rows, and ``leaves_to_search`` by the recall on the sample.
+        recall_floor: Smallest recall that is accepted.
+        recall_sample: Documents whose neighbours are searched exactly too, to measure recall.
+        shard_rows: Rows of a shard, rounded up to whole blocks of 16,384; None: one shard.
+        seed: Chooses the sample.
+        log: Called with a line at each step.
+
+    Returns:
+        The lists, with the recall that was measured.
+
+    Raises:
+        ConfigError: An option is wrong, or ScaNN was asked for and is missing.
+        DataError: A row cannot be searched (see ``check_vectors``), or the recall is below the
+            floor.
+    """
+    began = time.perf_counter()
+    say = log if log is not None else _silent
+    _check_options(k, recall_floor, recall_sample, shard_rows)
+    options = make_options(scann or {})
+    check_vectors(vectors)
+    count = len(vectors)
+    # Whole blocks, so that a pair is multiplied at the same place of a block with any shards.
+    shard = count if shard_rows is None else min(count, -(-shard_rows // ROW_BLOCK) * ROW_BLOCK)
+    chosen = choose_index(index, shard, say)
+    lists = _Lists(count, k)
+    sample = _draw(count, recall_sample, seed)
+    measured = _Sample(vectors, sample, k) if chosen == "scann" else None
+    build_seconds, used = 0.0, {}
+    for start in range(0, count, shard):
+        stop = min(start + shard, count)
+        rows = read_rows(vectors, start, stop)
+        build_began = time.perf_counter()
+        built = _build(chosen, rows, k + 1, options)
+        build_seconds += time.perf_counter() - build_began
+        if measured is not None and isinstance(built, ScannIndex):
+            built = measured.add(built, start, options, recall_floor)
+            used = asdict(built.options)
+            if stop == count:
+                measured.judge(recall_floor, built.options, say)
+        say(
+            f"{chosen} index of rows {start} to {stop - 1}: built, "
+            f"{time.perf_counter() - build_began:.1f} s"
+        )
+        for first in range(0, count, _QUERY_ROWS):
+            last = min(first + _QUERY_ROWS, count)
+            queries = read_rows(vectors, first, last)
+            ids, similarities = _search(built, queries, k + 1, start)
+            lists.merge(first, *_without(ids, similarities, np.arange(first, last)))
+    seconds = time.perf_counter() - began
+    say(f"{k} neighbours of {count} documents: {seconds:.1f} s, {count / seconds:.0f} documents/s")
+    return Neighbors(
+        lists.ids,
+        lists.similarities,
+        chosen,
+        1.0 if measured is None else measured.recall,
+        0 if measured is None else len(sample),
+        seconds,
+        build_seconds,
+        used,
+    )
+
+
+def build_index(
+    vectors: Vectors,
+    k: int,
+    *,
+    index: IndexName = "auto",
+    scann: Mapping[str, Any] | None = None,
+    recall_floor: float = 0.95,
+    recall_sample: int = 1000,
+    seed: int = 0,
+    log: Callable[[str], None] | None = None,
+) -> Index:
+    """Builds an index over a pool that other texts are searched in; see ``search_queries``.
+
+    Args:
+        vectors: [rows, width], rows of unit length; read into memory.
+        k: Neighbours that will be asked for.
+        index: As in ``find_neighbors``, like all that follow; the recall is that of the pool's own
+            rows, a row's neighbours being others.
+        scann: Parameters of ScaNN.
+        recall_floor: Smallest recall that is accepted.
+        recall_sample: Rows that are searched exactly too.
+        seed: Chooses the sample.
+        log: Called with a line at each step.
+
+    Raises:
+        ConfigError: An option is wrong, or ScaNN was asked for and is missing.
+        DataError: A row cannot be searched (see ``check_vectors``), or the recall is below the
+            floor.
+    """
+    say = log if log is not None else _silent
+    _check_options(k, recall_floor, recall_sample, None)
+    options = make_options(scann or {})
+    check_vectors(vectors, what="the pool's vectors")
+    count = len(vectors)
+    built = _build(choose_index(index, count, say), read_rows(vectors, 0, count), k, options)
+    if isinstance(built, ScannIndex):
+        sample = _Sample(vectors, _draw(count, recall_sample, seed), k)
+        built = sample.add(built, 0, options, recall_floor)
+        sample.judge(recall_floor, built.options, say)
+    return built
+
+
+def search_queries(index: Index, queries: Vectors, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the rows of an index that are most similar to queries from elsewhere.
+
+    Args:
+        index: From ``build_index``.
+        queries: [queries, width], rows of unit length.
+        k: Neighbours a query.
+
+    Returns:
+        (ids [queries, k] int64, similarities [queries, k] float32), sorted by similarity, then by
+        id; -1 and -inf where there are fewer rows.
+
+    Raises:
+        ConfigError: k is below 1.
+        DataError: A query cannot be searched, or is of another width than the index.
+    """
+    if k < 1:
+        raise ConfigError(f"k is {k}, expected at least 1.")
+    check_vectors(queries, width=index.rows.shape[1], what="queries")
+    lists = _Lists(len(queries), k)
+    for first in range(0, len(queries), _QUERY_ROWS):
+        last = min(first + _QUERY_ROWS, len(queries))
+        lists.merge(first, *_search(index, read_rows(queries, first, last), k, 0))
+    return lists.ids, lists.similarities
+
+
+def choose_index(index: IndexName, rows: int, log: Callable[[str], None]) -> str:
+    """Decides what searches, and says so where it is not what the size asks for.
+
+    Raises:
+        ConfigError: The name is unknown, or ScaNN was asked for and is missing.
+    """
+    if index not in get_args(IndexName):
+        raise ConfigError(f"index: {index!r}; expected {', '.join(get_args(IndexName))}.")
+    if index == "scann":
+        require_scann()
+    if index != "auto":
+        return index
+    if rows < SCANN_FROM:
+        return "exact"
+    reason = missing_scann()
+    if reason:
+        log(
+            f"index: exact, although there are {rows} rows: {reason}. On Linux `{INSTALL}` makes "
+            "this faster."
+        )
+        return "exact"
+    return "scann"
+
+
+def _draw(count: int, wanted: int, seed: int) -> np.ndarray:
+    return np.sort(np.random.default_rng(seed).permutation(count)[:wanted])
+
+
+class _Lists:
+    """The best neighbours so far, a row a query."""
+
+    def __init__(self, queries: int, k: int) -> None:
+        self.ids = np.full((queries, k), -1, np.int64)
+        self.similarities = np.full((queries, k), -np.inf, np.float32)
+
+    def merge(self, first: int, ids: np.ndarray, similarities: np.ndarray) -> None:
+        """Takes in candidates of the queries from ``first`` on."""
+        block = slice(first, first + len(ids))
+        k = self.ids.shape[1]
+        both, values = sort_neighbors(
+            np.concatenate([self.ids[block], ids], axis=1),
+            np.concatenate([self.similarities[block], similarities], axis=1),
+        )
+        self.ids[block], self.similarities[block] = both[:, :k], values[:, :k]
+
+
+class _Sample:
+    """Documents that are searched twice, to know what an index misses."""
+
+    def __init__(self, vectors: Vectors, documents: np.ndarray, k: int) -> None:
+        self.documents = documents
+        self.queries = np.concatenate([read_rows(vectors, row, row + 1) for row in documents])
+        self.k = k
+        self.found = _Lists(len(documents), k)
+        self.exact = _Lists(len(documents), k)
+
+    @property
+    def recall(self) -> float:
+        """The recall of the lists so far."""
+        return recall(self.found.similarities, self.exact.similarities)
+
+    def add(self, index: ScannIndex, start: int, options: ScannOptions, floor: float) -> ScannIndex:
+        """Searches a shard both ways; returns the index that searches enough partitions."""
+        exact = ExactIndex(index.rows)
+        ids, similarities = self._search(exact, start)
+        self.exact.merge(0, ids, similarities)
+        if not options.leaves_to_search:
+            exact_values = sort_neighbors(ids, similarities)[1][:, : self.k]
+            # Half of what the floor allows to miss: the sample is a sample.
+            target = (1 + floor) / 2
+            index = index.widen(
+                lambda wider: recall(self._values(wider, start), exact_values) >= target
+            )
+        self.found.merge(0, *self._search(index, start))
+        return index
+
+    def judge(self, floor: float, options: ScannOptions, say: Callable[[str], None]) -> None:
+        """Says what the recall is, and stops where it is too low."""
+        line = f"recall@{self.k} of ScaNN on {len(self.documents)} documents: {self.recall:.4f}"
+        if self.recall < floor:
+            raise DataError(
+                f"{line}, below the floor of {floor}. Raise leaves_to_search (it is "
+                f"{options.leaves_to_search} of {options.leaves}) or rescore ({options.rescore}), "
+                "or use index: exact; or lower the floor, if such a graph is good enough."
+            )
+        say(f"{line} (searching {options.leaves_to_search} of {options.leaves} leaves)")
+
+    def _search(self, index: Index, start: int) -> tuple[np.ndarray, np.ndarray]:
+        return _without(*_search(index, self.queries, self.k + 1, start), self.documents)
+
+    def _values(self, index: Index, start: int) -> np.ndarray:
+        return sort_neighbors(*self._search(index, start))[1][:, : self.k]
+
+
+def _build(name: str, rows: np.ndarray, count: int, options: ScannOptions) -> Index:
+    if name == "exact":
+        return ExactIndex(rows)
+    return ScannIndex.build(rows, count=count, options=options)
+
+
+def _search(
+    index: Index, queries: np.ndarray, count: int, offset: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Returns candidates of a shard: ids in the corpus and their similarities."""
+    ids = index.search(queries, count)
+    similarities = pair_similarities(queries, index.rows, ids)
+    return np.where(ids < 0, -1, ids + offset), similarities
+
+
+def _without(
+    ids: np.ndarray, similarities: np.ndarray, own: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Takes each query's own document out of its candidates."""
+    is_own = ids == own[:, None]
+    return np.where(is_own, -1, ids), np.where(is_own, -np.float32(np.inf), similarities)
+
+
+def _check_options(k: int, recall_floor: float, recall_sample: int, shard_rows: int | None) -> None:
+    if k < 1:
+        raise ConfigError(f"k is {k}, expected at least 1.")
+    if not 0 <= recall_floor <= 1:
+        raise ConfigError(f"recall_floor is {recall_floor}, expected 0 to 1.")
+    if recall_sample < 1:
+        raise ConfigError(f"recall_sample is {recall_sample}, expected at least 1.")
+    if shard_rows is not None and shard_rows < 1:
+        raise ConfigError(f"shard_rows is {shard_rows}, expected at least 1.")
+
+
+def _silent(_: str) -> None:
+    pass
