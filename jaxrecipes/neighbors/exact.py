@@ -17,10 +17,10 @@ _GROUP = 64
 class ExactIndex:
     """All rows on the default device, compared with a block of queries at a time.
 
-    Memory beside the caller's rows, in bytes: ``4 * (rows * width + query_block * (row_block +
-    width))`` plus what the top-k needs, about ``4 * query_block * count * 64``; with the defaults,
-    384 columns and 11 neighbours 1.5 GB a million rows and 0.1 GB. One program is compiled for a
-    number of rows and neighbours: the last blocks are padded.
+    Memory beside the caller's rows, in bytes: ``4 * (rows * width + 2 * query_block * row_block +
+    query_block * count * 64)``, the last for the top-k; with the defaults and 11 neighbours
+    ``4 * rows * width`` and 0.16 GB. One program is compiled for a number of neighbours and a
+    size of blocks: the last blocks are padded.
 
     Attributes:
         name: ``exact``.

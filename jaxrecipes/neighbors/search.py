@@ -35,8 +35,9 @@ from jaxrecipes.neighbors.vectors import (
 )
 
 IndexName = Literal["auto", "exact", "scann"]
-# Where ScaNN's building and searching together take less time than an exact search; measured, see
-# docs/benchmarks.md.
+# On two busy cores ScaNN, building included, took as long as an exact search at 20,000 rows (5 s
+# against 10 s at 10,000, 88 against 44 at 40,000, 124 against 76 at 60,000). Up to here an exact
+# search costs about a minute more, and is the same every time, which ScaNN is not.
 SCANN_FROM = 50_000
 _QUERY_ROWS = 8192
 
