@@ -5,7 +5,7 @@
 
 Every side builds its index and answers the same queries (rows of the corpus, k = 10 others) on all
 cores, in a process of its own, one after the other. Recall is the share of the exact neighbours
-found, judged by similarity. Memory is the peak beyond the process with libraries and vectors loaded.
+found, judged by similarity. Memory is the peak beyond that of libraries and vectors.
 
 Vectors (see `make_vectors`): every row is a blend of three topics out of rows/50, one strong and
 two weak, with popularity like rank**-0.5; of something that all rows share; and of noise of its
