@@ -267,15 +267,16 @@ def test_minilm_finds_the_paragraph_of_a_question(shared_data):
     if not (folder / "qa.jsonl").exists():
         pytest.skip(f"{folder} is not there")
     paragraphs = [json.loads(line) for line in (folder / "documents.jsonl").open()]
-    questions = [json.loads(line) for line in (folder / "qa.jsonl").open()]
+    questions = [json.loads(line) for line in (folder / "qa.jsonl").open()][:200]
     documents = embed_texts([paragraph["text"] for paragraph in paragraphs], encoder)
     queries = embed_texts([question["question"] for question in questions], encoder)
-    best = np.argmax(queries @ documents.T, axis=1)
-    right = [
-        paragraphs[place]["doc_id"] == question["doc_id"]
-        for place, question in zip(best, questions, strict=True)
-    ]
-    assert abs(np.mean(right) - 0.915) < 0.01
+    best = np.argsort(-(queries @ documents.T), axis=1)[:, :5]
+    asked = [question["doc_id"] for question in questions]
+    ids = np.array([paragraph["doc_id"] for paragraph in paragraphs])
+    right = ids[best] == np.array(asked)[:, None]
+    # Measured with transformers: 0.915 among the first, 0.995 among the first five.
+    assert abs(right[:, 0].mean() - 0.915) < 0.006
+    assert abs(right.any(axis=1).mean() - 0.995) < 0.006
 
 
 @needs_minilm
