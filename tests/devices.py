@@ -21,7 +21,8 @@ def run_on_devices(module: str, *arguments: str, devices: int = 8, timeout: floa
         env={
             **os.environ,
             "JAX_PLATFORMS": "cpu",
-            "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+            "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} "
+            f"--xla_force_host_platform_device_count={devices}",
             "PYTHONPATH": ROOT,
         },
         cwd=ROOT,

@@ -4,12 +4,20 @@ from __future__ import annotations
 
 import tempfile
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import jax
 
+from jaxrecipes.checkpoint.encoder import ImportedEncoder
 from jaxrecipes.checkpoint.export_model import export_checkpoint
+from jaxrecipes.errors import ConfigError
 from jaxrecipes.models.config import FULL_ATTENTION, ModelConfig
 from jaxrecipes.models.decoder import init_params
+from jaxrecipes.models.encoder import init_encoder_params
+from jaxrecipes.models.encoder_config import EncoderConfig
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
 
 END_OF_TEXT = "<|endoftext|>"
 PAD = "<|pad|>"
@@ -29,6 +37,23 @@ PRESETS = {
     )
 }
 
+ENCODER_PRESETS = {
+    "tiny-bert": EncoderConfig(
+        family="bert",
+        vocab_size=258,
+        hidden_size=32,
+        intermediate_size=64,
+        num_layers=2,
+        num_heads=2,
+        max_position_embeddings=256,
+        type_vocab_size=2,
+        norm_epsilon=1e-12,
+        activation="gelu",
+        position_offset=0,
+        pad_token_id=257,
+    )
+}
+
 
 def write_random_model(folder: Path, preset: str, *, seed: int) -> None:
     """Writes a Hugging Face folder with random weights and a tokenizer of single bytes.
@@ -40,7 +65,7 @@ def write_random_model(folder: Path, preset: str, *, seed: int) -> None:
     """
     config = PRESETS[preset]
     with tempfile.TemporaryDirectory() as temporary:
-        _write_byte_tokenizer(Path(temporary), config)
+        byte_tokenizer(config.max_position_embeddings).save_pretrained(temporary)
         export_checkpoint(
             folder,
             config,
@@ -51,7 +76,43 @@ def write_random_model(folder: Path, preset: str, *, seed: int) -> None:
         )
 
 
-def _write_byte_tokenizer(folder: Path, config: ModelConfig) -> None:
+def random_encoder(preset: str, *, seed: int) -> ImportedEncoder:
+    """Draws a text encoder with random weights; what it calls related means nothing.
+
+    Args:
+        preset: A key of `ENCODER_PRESETS`.
+        seed: Seed of the weights.
+
+    Raises:
+        ConfigError: There is no such preset.
+    """
+    if preset not in ENCODER_PRESETS:
+        raise ConfigError(
+            f"random:{preset}: unknown; expected one of "
+            + ", ".join(f"random:{name}" for name in ENCODER_PRESETS)
+        )
+    config = ENCODER_PRESETS[preset]
+    return ImportedEncoder(
+        config=config,
+        params=init_encoder_params(config, jax.random.key(seed)),
+        tokenizer=byte_tokenizer(config.max_tokens),
+        pooling="mean",
+        normalize=True,
+        max_tokens=config.max_tokens,
+        prompts={},
+        default_prompt="",
+        source=Path(f"random:{preset}"),
+        fingerprint=f"random:{preset}:{seed}",
+        unused=(),
+    )
+
+
+def byte_tokenizer(max_length: int) -> PreTrainedTokenizerFast:
+    """Makes a tokenizer whose tokens are single bytes, with an end of text and a padding token.
+
+    Args:
+        max_length: Longest input, in tokens.
+    """
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
@@ -63,9 +124,9 @@ def _write_byte_tokenizer(folder: Path, config: ModelConfig) -> None:
     tokenizer.add_special_tokens(
         [AddedToken(END_OF_TEXT, special=True), AddedToken(PAD, special=True)]
     )
-    PreTrainedTokenizerFast(
+    return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         eos_token=END_OF_TEXT,
         pad_token=PAD,
-        model_max_length=config.max_position_embeddings,
-    ).save_pretrained(folder)
+        model_max_length=max_length,
+    )

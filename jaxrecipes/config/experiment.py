@@ -13,6 +13,7 @@ from jaxrecipes.config.recipe_options import (
     RECIPE_SECTIONS,
     BlockExpansionSection,
     FreezeSection,
+    InContextPretrainingSection,
     RecipeName,
     StridedFreezeSection,
 )
@@ -74,6 +75,9 @@ class ArmSection(Section):
         default=None, description="As at the top level."
     )
     freeze: FreezeSection | None = Field(default=None, description="As at the top level.")
+    in_context_pretraining: InContextPretrainingSection | None = Field(
+        default=None, description="As at the top level."
+    )
     strided_freeze: StridedFreezeSection | None = Field(
         default=None, description="As at the top level."
     )
@@ -112,6 +116,9 @@ class Config(Section):
         default=None, description="Options of recipe block_expansion."
     )
     freeze: FreezeSection | None = Field(default=None, description="Options of recipe freeze.")
+    in_context_pretraining: InContextPretrainingSection | None = Field(
+        default=None, description="Options of recipe in_context_pretraining."
+    )
     strided_freeze: StridedFreezeSection | None = Field(
         default=None, description="Options of recipe strided_freeze."
     )
@@ -159,6 +166,12 @@ def conflicts(config: Config) -> list[tuple[str, str]]:
     train = config.train
     found = [*_recipe_conflicts(config), *_expansion_conflicts(config.block_expansion)]
     found += _arm_conflicts(config)
+    if config.in_context_pretraining is not None and config.data.attend != "context":
+        message = (
+            "recipe in_context_pretraining needs attend: context; under attend: document no token "
+            "sees another document, so that their order has no effect on training at all"
+        )
+        found.append(("data.attend", message))
     if (train.steps is None) == (train.epochs is None):
         given = "neither is" if train.steps is None else "both are"
         found.append(("train.steps", f"give either steps or epochs; {given} given"))

@@ -9,9 +9,11 @@ from pydantic_core import PydanticCustomError
 
 from jaxrecipes.config.section import Pattern, Section
 
-RecipeName = Literal["block_expansion", "full", "freeze", "strided_freeze"]
+RecipeName = Literal[
+    "block_expansion", "full", "freeze", "in_context_pretraining", "strided_freeze"
+]
 # A recipe without options (full) has no section.
-RECIPE_SECTIONS = ("block_expansion", "freeze", "strided_freeze")
+RECIPE_SECTIONS = ("block_expansion", "freeze", "in_context_pretraining", "strided_freeze")
 
 
 class BlockExpansionSection(Section):
@@ -62,6 +64,85 @@ class FreezeSection(Section):
         min_length=1,
         description="Ordered rules; the first that matches a leaf decides. A leaf that no rule "
         "matches is an error, so the last pattern is usually '.*'.",
+    )
+
+
+class DuplicatesSection(Section):
+    """Which documents count as copies of one another; one of them is kept."""
+
+    most: float = Field(
+        default=0.5,
+        ge=0,
+        le=1,
+        description="Largest share of documents that may go; the run stops above it, because then "
+        "the thresholds do not fit the encoder, or the corpus is not what it should be.",
+    )
+
+    similarity: float | None = Field(
+        default=0.95,
+        gt=0,
+        le=1,
+        description="Two documents are duplicates from this cosine on. null: not looked at.",
+    )
+    overlap: float | None = Field(
+        default=0.8,
+        gt=0,
+        le=1,
+        description="Neighbours are duplicates from this share of common runs of five words on "
+        "(Jaccard). null: not looked at.",
+    )
+
+
+class InContextPretrainingSection(Section):
+    """Options of recipe in_context_pretraining: related documents share a context."""
+
+    encoder: str = Field(
+        min_length=1,
+        description="The sentence encoder that says what is related: a Hugging Face or "
+        "sentence-transformers folder, a hub id, package:NAME, or random:tiny-bert (random "
+        "weights, to try the plumbing).",
+    )
+    encoder_tokens: int | None = Field(
+        default=None,
+        ge=8,
+        description="First tokens of a document that the encoder reads. null: as many as it can.",
+    )
+    encoder_prompt: str = Field(
+        default="", description="Put before each document, for encoders that were trained with one."
+    )
+    order: Literal[
+        "path", "random", "knn", "cluster", "repo", "splice", "bm25_chunk", "best_fit"
+    ] = Field(
+        default="path",
+        description="path: the paper's, a greedy path through the graph of neighbours. random: the "
+        "paper's standard baseline. knn: its repeating baseline, each document with its nearest. "
+        "cluster: k-means groups, random inside. repo: what the official code does. splice, "
+        "bm25_chunk: the orders of arXiv 2312.17296 and 2402.13991. best_fit: random documents "
+        "packed without cuts (arXiv 2404.10830).",
+    )
+    neighbors: int = Field(
+        default=10, ge=1, le=1000, description="Nearest documents of each that make the graph."
+    )
+    degree: Literal["static", "remaining"] = Field(
+        default="static",
+        description="path only: whether the degree that chooses a start counts all neighbours or "
+        "those that are left. The paper does not say; its difference is small.",
+    )
+    start: Literal["min_degree", "random"] = Field(
+        default="min_degree", description="path only: which document starts, and starts again."
+    )
+    index: Literal["auto", "exact", "scann"] = Field(
+        default="auto", description="How neighbours are searched. auto: by the number of documents."
+    )
+    recall_floor: float = Field(
+        default=0.95,
+        gt=0,
+        le=1,
+        description="Least share of true neighbours, measured on a sample; below, the run stops.",
+    )
+    duplicates: DuplicatesSection = Field(
+        default_factory=DuplicatesSection,
+        description="Near copies are removed first; the paper's ablation says this is essential.",
     )
 
 

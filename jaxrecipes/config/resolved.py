@@ -9,6 +9,7 @@ from typing import Any
 import yaml
 
 from jaxrecipes.config.experiment import Config
+from jaxrecipes.config.recipe_options import RECIPE_SECTIONS
 from jaxrecipes.config.yaml_text import ConfigDumper, parse_yaml
 
 
@@ -44,14 +45,17 @@ def config_hash(config: Config) -> str:
 
     `output`, `name`, `compare` and `train.trackers` are left out, so an arm has the same hash in
     every folder and in every comparison; so are `mesh` and `model.attention`, because a run may go
-    on with other devices than it began with. Defaults are filled in before hashing, so writing a
-    default out changes nothing.
+    on with other devices than it began with, and the sections of other recipes. Defaults are filled
+    in before hashing, so writing a default out changes nothing.
 
     Returns:
         sha256, 64 hexadecimal digits.
     """
     data = config.model_dump(exclude={"output": True, "name": True, "compare": True, "mesh": True})
     del data["train"]["trackers"], data["model"]["attention"]
+    for name in RECIPE_SECTIONS:
+        if data[name] is None:
+            del data[name]
     text = json.dumps(data, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
     return hashlib.sha256(text.encode()).hexdigest()
 

@@ -7,19 +7,18 @@ goes on after the last of them and ends with the same bytes as a run that was ne
 
 from __future__ import annotations
 
-import fcntl
 import heapq
 import json
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from jaxrecipes.data.documents import Document, ReadReport
+from jaxrecipes.data.durable import locked, sync_folder, write_errors
 from jaxrecipes.data.pack import Fit, Overlong, pack, resolve_fit
-from jaxrecipes.data.partial import PROGRESS, PartialSet, digest_ids, sync_folder
+from jaxrecipes.data.partial import PROGRESS, PartialSet, digest_ids
 from jaxrecipes.data.rows import Attend, token_dtype
 from jaxrecipes.data.sources import (
     ResolvedSource,
@@ -45,7 +44,7 @@ from jaxrecipes.data.tokenize import (
     end_token,
     tokenize_documents,
 )
-from jaxrecipes.errors import DataError, JaxrecipesError
+from jaxrecipes.errors import DataError
 
 BLOCK_TOKENS = 2**24
 """Tokens packed at a time: bounds memory (about 0.5 GB) and the work that a kill can cost."""
@@ -53,6 +52,7 @@ BLOCK_TOKENS = 2**24
 # The files whose code decides the bytes of a set; a change in any of them makes a new set.
 _SHAPING_CODE = [
     "documents.py",
+    "durable.py",
     "files.py",
     "installed.py",
     "libraries.py",
@@ -134,14 +134,14 @@ def prepare(
         "options": {name: json.dumps(value) for name, value in options.items()},
         "code": {name: hash_file(Path(__file__).parent / name) for name in _SHAPING_CODE},
     }
-    with _write_errors(folder), _locked(folder, say):
+    with write_errors(folder, "the prepared set"), locked(folder, say):
         ready = _existing(folder, parts, say)
         if ready is not None:
             return ready
         partial = folder.with_name(f".{folder.name}.partial")
         work = PartialSet.open(partial, set_key(parts), say)
         report = ReadReport()
-        documents = _selected(resolved, split, limit_documents, report)
+        documents = select_documents(resolved, split, limit_documents, report)
         tokenized = tokenize_documents(
             _skip_finished(documents, work, say),
             tokenizer,
@@ -208,9 +208,18 @@ def _existing(
     return None
 
 
-def _selected(
+def select_documents(
     source: ResolvedSource, split: Split | None, limit: int | None, report: ReadReport
 ) -> Iterator[Document]:
+    """Yields the documents of a source that `prepare` would pack, in the source's order.
+
+    Args:
+        source: Where they come from.
+        split: Keep one side of a held-out split.
+        limit: Keep at most so many, those with the smallest hash of their id.
+        report: Filled with counts while reading.
+    """
+
     def documents(report: ReadReport) -> Iterator[Document]:
         everything = read_documents(source, report)
         return everything if split is None else select_part(everything, split)
@@ -306,31 +315,6 @@ def _counted(counts: Mapping[str, int], examples: Mapping[str, list[str]]) -> di
         reason: {"documents": count, "examples": examples[reason]}
         for reason, count in sorted(counts.items())
     }
-
-
-@contextmanager
-def _locked(folder: Path, say: Callable[[str], None]) -> Iterator[None]:
-    """Lets one process at a time prepare a folder; the kernel drops the lock of a killed one."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with folder.with_name(f".{folder.name}.lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            say(f"{folder}: another process prepares this set; waiting for it")
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield
-
-
-@contextmanager
-def _write_errors(folder: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise JaxrecipesError(
-            f"{folder}: the prepared set cannot be written ({error.strerror or error}). Check the "
-            "rights and the free space (df -h), then run the same command again: finished blocks "
-            "are kept."
-        ) from None
 
 
 def _silent(_: str) -> None:

@@ -9,6 +9,8 @@ A record::
      "choices": {"accuracy": I, "accuracy_normalized": I | null, "probability": I,
                  "change": I | null, "items": 164, "truncated": 0} | null,
      "last_words": the same | null,
+     "context": {"alone": I, "after_random": I, "after_related": I, "gain": I,
+                 "gain_over_none": I, "documents": 61, "scored_tokens": 2950} | null,
      "document_sums": {"learn": {"tokens": [...], "nll": [...], "base_nll": [...] | null,
                                  "kl": [...] | null}, "keep": ...}}
 
@@ -37,6 +39,7 @@ from jaxrecipes.evaluate.choices import (
     choice_scores,
     last_word_scores,
 )
+from jaxrecipes.evaluate.context_gain import ContextPairs, context_block
 from jaxrecipes.evaluate.likelihood import (
     BaseCache,
     DocumentSums,
@@ -64,8 +67,10 @@ class EvaluationSuite:
         bases: What KL needs of the base model, by set.
         choices: Multiple-choice items, or None.
         last_words: Last-word items, or None.
+        context: Documents behind related and other contexts, or None.
         base_choices: The base's scores on `choices`, or None.
         base_last_words: The base's scores on `last_words`, or None.
+        base_context: The base's block of `context`, or None.
         token_bytes: int32 [vocab_size] for bits per byte, or None.
         batch_size: Rows of one forward pass.
         compute_dtype: dtype of activations.
@@ -78,8 +83,10 @@ class EvaluationSuite:
     bases: Mapping[str, BaseCache]
     choices: EncodedItems | None
     last_words: EncodedItems | None
+    context: ContextPairs | None
     base_choices: ChoiceScores | None
     base_last_words: ChoiceScores | None
+    base_context: dict[str, Any] | None
     token_bytes: np.ndarray | None
     batch_size: int
     compute_dtype: Any
@@ -96,6 +103,7 @@ def build_suite(
     keep: EvaluationRows | None = None,
     choices: EncodedItems | None = None,
     last_words: EncodedItems | None = None,
+    context: ContextPairs | None = None,
     token_bytes: np.ndarray | None = None,
     batch_size: int = 8,
     compute_dtype: Any = jnp.float32,
@@ -113,6 +121,7 @@ def build_suite(
         keep: Rows of what must not be forgotten.
         choices: Multiple-choice items, from `encode_choices`.
         last_words: Last-word items, from `encode_last_words`.
+        context: Documents behind their contexts, from `pair_documents`.
         token_bytes: From `token_byte_lengths`.
         batch_size: Rows of one forward pass.
         compute_dtype: dtype of activations.
@@ -142,6 +151,7 @@ def build_suite(
         },
         choices=choices,
         last_words=last_words,
+        context=context,
         base_choices=(
             None if choices is None else choice_scores(config, base_params, choices, **forward)
         ),
@@ -149,6 +159,11 @@ def build_suite(
             None
             if last_words is None
             else last_word_scores(config, base_params, last_words, **forward)
+        ),
+        base_context=(
+            None
+            if context is None
+            else context_block(config, base_params, context, seed=seed, chunk=chunk, **forward)
         ),
         token_bytes=token_bytes,
         batch_size=batch_size,
@@ -172,6 +187,7 @@ def base_record(suite: EvaluationSuite) -> Record:
             document_sums[name] = _sums_block(sums)
     for name, scores in zip(_ITEMS, (suite.base_choices, suite.base_last_words), strict=True):
         record[name] = None if scores is None else choices_block(scores, scores, seed=suite.seed)
+    record["context"] = suite.base_context
     record["document_sums"] = document_sums
     record["seconds"] = round(time.perf_counter() - started, 3)
     return record
@@ -232,6 +248,10 @@ def evaluate_arm(
         if items is not None:
             scores = score(config, params, items, **forward)
             record[name] = choices_block(scores, base, seed=suite.seed)
+    record["context"] = None
+    if suite.context is not None:
+        options = {"seed": suite.seed, "chunk": suite.chunk, **forward}
+        record["context"] = context_block(config, params, suite.context, **options)
     record["document_sums"] = document_sums
     record["seconds"] = round(time.perf_counter() - started, 3)
     return record
@@ -330,6 +350,7 @@ def validate_record(record: Any, where: str = "evaluation record") -> None:
         raise DataError(f"{where}: learn is missing; expected the measures on the learn set")
     required = {"learn": ("loss", "perplexity"), "keep": ("loss", "perplexity")}
     required |= dict.fromkeys(_ITEMS, ("accuracy",))
+    required["context"] = ("alone", "after_random", "after_related", "gain")
     counts = ("documents", "scored_tokens", "items", "truncated")
     for block, needed in required.items():
         measures = record.get(block)

@@ -99,7 +99,7 @@ def train_arm(
     summary = summarise(name, config, program, compiled, devices)
     print_arm(summary, console)
 
-    identity = {"config": config_hash(config), "data": data.fingerprint}
+    identity = {"config": config_hash(config), "data": data.fingerprint(name)}
     states = TrainingStates(folder / "checkpoints", keep=config.train.checkpoint.keep, hosts=hosts)
     # Before the weights are read: the state of a resumed run exists once, not beside a first one.
     restored = states.restore(program.state, expected=identity)
@@ -174,7 +174,7 @@ def train_arm(
     )
     shape = (config.train.batch_size, config.data.length)
     stream = batches(
-        data.train,
+        data.train[name],
         batch_size=config.train.batch_size,
         seed=config.seed,
         rows=local_rows(mesh, shape),

@@ -3,25 +3,30 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import jax.numpy as jnp
 from rich.console import Console
 
 from jaxrecipes.checkpoint.huggingface import import_checkpoint, read_model_config
-from jaxrecipes.config import Config
+from jaxrecipes.config import Arm, Config
 from jaxrecipes.config.data import KeepDocuments, OwnAnswers, SourceSection
 from jaxrecipes.data.prepare import prepare
 from jaxrecipes.data.sources import SourceSpec, read_documents
 from jaxrecipes.data.split import Split
 from jaxrecipes.data.store import PreparedSet
 from jaxrecipes.errors import ConfigError
+from jaxrecipes.evaluate.context_gain import ContextPairs
 from jaxrecipes.evaluate.probes import general_prompts
 from jaxrecipes.evaluate.rows import EvaluationRows, join_rows, pack_scored, rows_from_prepared
 from jaxrecipes.experiment.base_model import BaseModel
 from jaxrecipes.experiment.devices import local_execution, model_shardings
+from jaxrecipes.experiment.ordered_data import Ordering
+from jaxrecipes.experiment.sources import smaller, source_spec
 from jaxrecipes.generate.answers import write_answers
 from jaxrecipes.generate.sampling import Sampling
 from jaxrecipes.stages import run_stage, write_json
@@ -32,40 +37,41 @@ class DataSets:
     """Everything that an experiment reads.
 
     Attributes:
-        train: Prepared sets to learn from, with their weights in the mixture.
+        train: Arm -> prepared sets to learn from, with their weights in the mixture. Arms differ
+            only where a recipe says how documents are ordered.
         learn: Held-out documents of the same sources, to measure what was learned.
         keep: Rows to measure what was forgotten.
-        fingerprint: Keys of all prepared sets, for the run's identity.
+        context: Held-out documents behind related and other ones, where a recipe orders documents.
+        measured: Keys of the sets that are measured.
+        orders: Arm -> for each source what its order is like, for the report; only arms that order
+            documents.
     """
 
-    train: list[tuple[PreparedSet, float]]
+    train: Mapping[str, list[tuple[PreparedSet, float]]]
     learn: EvaluationRows
     keep: EvaluationRows
-    fingerprint: list[str]
+    context: ContextPairs | None
+    measured: list[str]
+    orders: Mapping[str, list[dict[str, Any]]]
 
     @property
     def train_rows(self) -> int:
-        """Rows in all training sets together."""
-        return sum(len(prepared) for prepared, _ in self.train)
+        """Rows in all training sets of the main arm; they decide the steps of every arm."""
+        return sum(len(prepared) for prepared, _ in next(iter(self.train.values())))
+
+    def fingerprint(self, arm: str) -> list[str]:
+        """Returns the keys of all sets that an arm reads, for its identity."""
+        return [*(prepared.manifest["key"] for prepared, _ in self.train[arm]), *self.measured]
 
 
-def source_spec(section: SourceSection) -> SourceSpec:
-    """Translates a section of the config."""
-    return SourceSpec(
-        reference=section.source,
-        kind=None if section.format == "auto" else section.format,
-        columns=section.columns.model_dump(exclude_none=True),
-        split=section.split,
-        subset=section.subset,
-        unit=section.unit,
-    )
-
-
-def prepare_data(config: Config, base: BaseModel, output: Path, console: Console) -> DataSets:
+def prepare_data(
+    config: Config, arms: Sequence[Arm], base: BaseModel, output: Path, console: Console
+) -> DataSets:
     """Prepares all sets, or finds them prepared.
 
     Args:
         config: The experiment.
+        arms: Its arms.
         base: The base model; its tokenizer is used.
         output: The run folder.
         console: Where to say what is done.
@@ -78,47 +84,63 @@ def prepare_data(config: Config, base: BaseModel, output: Path, console: Console
         DataError: A source cannot be used.
     """
     vocab_size = read_model_config(base.folder).vocab_size
+    plain = partial(
+        prepare,
+        tokenizer=base.tokenizer,
+        tokenizer_fingerprint=base.tokenizer_fingerprint,
+        vocab_size=vocab_size,
+        length=config.data.length,
+        log=lambda line: console.print(line, style="dim", highlight=False),
+    )
 
-    def make(
-        name: str,
-        section: SourceSection,
-        split: Split | None,
-        limit: int | None,
-        *,
-        measured: bool = True,
+    def measured(
+        name: str, section: SourceSection, split: Split | None, limit: int | None
     ) -> PreparedSet:
+        # A measured document stands alone and counts once: its first row, so that many can be
+        # measured.
         overlong = config.data.overlong
-        if measured and overlong == "split":
-            # A measured document counts once: its first row, so that many can be measured.
-            overlong = "truncate"
-        limits = [value for value in (limit, section.limit_documents) if value is not None]
-        return prepare(
+        return plain(
             output / "data" / name,
             source_spec(section),
-            base.tokenizer,
-            tokenizer_fingerprint=base.tokenizer_fingerprint,
-            vocab_size=vocab_size,
-            length=config.data.length,
-            overlong=overlong,
-            attend=config.data.attend,
+            overlong="truncate" if overlong == "split" else overlong,
             split=split,
-            limit_documents=min(limits) if limits else None,
-            log=lambda line: console.print(line, style="dim", highlight=False),
+            limit_documents=smaller(limit, section.limit_documents),
         )
 
-    train, held_out = [], []
-    share = _per_source(config.evaluate.learn_documents, len(config.data.learn))
-    for number, section in enumerate(config.data.learn):
-        held = Split("held_out", config.data.held_out, config.seed)
-        kept = Split("train", config.data.held_out, config.seed)
-        suffix = "" if len(config.data.learn) == 1 else f"_{number}"
-        train.append(
-            (make(f"learn_train{suffix}", section, kept, None, measured=False), section.weight)
+    def trained(suffix: str, section: SourceSection) -> PreparedSet:
+        return plain(
+            output / "data" / f"learn_train{suffix}",
+            source_spec(section),
+            overlong=config.data.overlong,
+            attend=config.data.attend,
+            split=kept,
+            limit_documents=section.limit_documents,
         )
-        held_out.append(make(f"learn_held_out{suffix}", section, held, share))
-    keep, keep_key = _keep_rows(config, base, output, console, make)
-    keys = [prepared.manifest["key"] for prepared in [*(p for p, _ in train), *held_out]]
-    return DataSets(train, join_rows([_rows(p) for p in held_out]), keep, [*keys, *keep_key])
+
+    held = Split("held_out", config.data.held_out, config.seed)
+    kept = Split("train", config.data.held_out, config.seed)
+    sections = config.data.learn
+    suffixes = [""] if len(sections) == 1 else [f"_{number}" for number in range(len(sections))]
+    sources = list(zip(suffixes, sections, strict=True))
+    share = _per_source(config.evaluate.learn_documents, len(sections))
+    held_out = [measured(f"learn_held_out{suffix}", one, held, share) for suffix, one in sources]
+    keep, keep_keys = _keep_rows(config, base, output, console, measured)
+    keys = [*(prepared.manifest["key"] for prepared in held_out), *keep_keys]
+    train: dict[str, list[tuple[PreparedSet, float]]] = {}
+    orders: dict[str, list[dict[str, Any]]] = {}
+    context: ContextPairs | None = None
+    for arm in arms:
+        if arm.config.in_context_pretraining is None:
+            train[arm.name] = [(trained(suffix, one), one.weight) for suffix, one in sources]
+            continue
+        options, folder = arm.config.in_context_pretraining, output / "data" / "in_context"
+        ordering = Ordering(config, options, base, folder, console)
+        train[arm.name], orders[arm.name] = ordering.training_sets(kept, plain)
+        if context is None:
+            context = ordering.held_out_pairs(held, share)
+            keys.append(context.fingerprint())
+    learn = join_rows([_rows(prepared) for prepared in held_out])
+    return DataSets(train, learn, keep, context, keys, orders)
 
 
 def _rows(prepared: PreparedSet) -> EvaluationRows:

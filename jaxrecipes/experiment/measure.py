@@ -34,6 +34,9 @@ from jaxrecipes.params.layout import plan_layout, to_runtime
 from jaxrecipes.params.paths import Tree
 from jaxrecipes.params.rules import label
 
+# What costs more than the sets do, and is measured at the start and at the end only.
+_WITHOUT_ITEMS = {"choices": None, "last_words": None, "context": None}
+
 
 @dataclass(frozen=True)
 class Measure:
@@ -65,10 +68,9 @@ class Measure:
             layout: The layout; None for the canonical tree.
             step: Steps trained.
             tokens: Tokens trained on.
-            with_items: Whether choices and last words are scored too, which costs more than the
-                sets do.
+            with_items: Whether choices, last words and contexts are scored too.
         """
-        suite = self.suite if with_items else replace(self.suite, choices=None, last_words=None)
+        suite = self.suite if with_items else replace(self.suite, **_WITHOUT_ITEMS)
         return evaluate_arm(suite, config, params, step=step, tokens=tokens, layout=layout)
 
 
@@ -125,6 +127,7 @@ def build_measure(
             read_last_word_items,
             encode_last_words,
         ),
+        context=data.context,
         token_bytes=token_byte_lengths(tokenizer, base.config.vocab_size),
         batch_size=section.batch_size,
         compute_dtype=compute_dtype,

@@ -96,6 +96,7 @@ def apply_recipe(config: Config, base: Imported, *, key: jax.Array) -> Surgery:
     if config.recipe == "strided_freeze":
         assert config.strided_freeze is not None
         return strided_freeze.build(base.config, base.params, config.strided_freeze)
+    # Recipe in_context_pretraining differs from full in its data only.
     return full.build(base.config, base.params)
 
 

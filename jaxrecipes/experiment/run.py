@@ -40,6 +40,7 @@ from jaxrecipes.hosts import Hosts, join_hosts
 from jaxrecipes.models.config import ModelConfig
 from jaxrecipes.models.decoder import abstract_params
 from jaxrecipes.params.paths import Tree, flatten, unflatten
+from jaxrecipes.report.results import ORDERS
 from jaxrecipes.sharding.host import on_host
 from jaxrecipes.stages import run_stage, why_stale, write_json
 from jaxrecipes.train.signals import termination_as_error
@@ -96,8 +97,15 @@ def _run(config: Config, hosts: Hosts, console: Console) -> int | None:
         arms = expand_arms(config)
         model = read_model_config(base.folder)
         devices = check_arms(arms, model)
-        data = hosts.first("data", lambda: prepare_data(config, base, output, console))
-        hosts.agree("data", {"base": base.fingerprint, "data": str(data.fingerprint)})
+        data = hosts.first("data", lambda: prepare_data(config, arms, base, output, console))
+        hosts.agree(
+            "data",
+            {
+                "base": base.fingerprint,
+                "data": str({arm.name: data.fingerprint(arm.name) for arm in arms}),
+            },
+        )
+        hosts.only_first("orders", lambda: _write_orders(data, output))
         measure: Measure | None = None
         for arm in arms:
             folder = output / "arms" / arm.name
@@ -130,6 +138,11 @@ def _run(config: Config, hosts: Hosts, console: Console) -> int | None:
             jax.clear_caches()
         hosts.only_first("report", lambda: report(output, console=console))
     return None
+
+
+def _write_orders(data: DataSets, output: Path) -> None:
+    for name, sources in data.orders.items():
+        write_json(output / "arms" / name / ORDERS, {"sources": sources})
 
 
 def _check_shared(output: Path, hosts: Hosts) -> None:
@@ -185,7 +198,7 @@ def arm_inputs(arm: Arm, base: BaseModel, data: DataSets) -> dict[str, Any]:
     return {
         "config": config_hash(arm.config),
         "base": base.fingerprint,
-        "data": data.fingerprint,
+        "data": data.fingerprint(arm.name),
         "code": __version__,
     }
 

@@ -18,8 +18,9 @@ from typing import Any
 
 import numpy as np
 
+from jaxrecipes.data.durable import write_json
+from jaxrecipes.data.sources import hash_file
 from jaxrecipes.errors import ConfigError, DataError
-from jaxrecipes.stages import file_sha256, write_json
 
 INSTALL = "pip install scann"
 # Below this a tree has too few points a partition, and the quantiser too few to be trained on.
@@ -224,7 +225,7 @@ class ScannIndex:
         self._searcher.serialize(str(folder), relative_path=True)
         np.save(folder / "rows.npy", self.rows, allow_pickle=False)
         files = {
-            path.name: {"bytes": path.stat().st_size, "sha256": file_sha256(path)}
+            path.name: {"bytes": path.stat().st_size, "sha256": hash_file(path)}
             for path in sorted(folder.iterdir())
             if path.is_file() and path.name != _MANIFEST
         }
@@ -263,7 +264,7 @@ class ScannIndex:
             )
         for name, expected in files.items():
             path = folder / name
-            if not path.is_file() or file_sha256(path) != expected["sha256"]:
+            if not path.is_file() or hash_file(path) != expected["sha256"]:
                 raise DataError(f"{path}: missing or damaged. Build the index again.")
         searcher = scann.load_searcher(str(folder))
         rows = np.load(folder / "rows.npy", mmap_mode="r", allow_pickle=False)

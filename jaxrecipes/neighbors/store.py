@@ -16,8 +16,9 @@ from typing import Any
 
 import numpy as np
 
+from jaxrecipes.data.durable import write_json
+from jaxrecipes.data.sources import hash_file
 from jaxrecipes.errors import DataError, JaxrecipesError
-from jaxrecipes.stages import file_sha256, write_json
 
 MANIFEST = "neighbors.json"
 _SCHEMA_VERSION = 1
@@ -72,7 +73,7 @@ def save_neighbors(folder: str | Path, neighbors: Neighbors) -> None:
                 np.save(file, getattr(neighbors, name), allow_pickle=False)
                 file.flush()
                 os.fsync(file.fileno())
-            files[path.name] = {"bytes": path.stat().st_size, "sha256": file_sha256(path)}
+            files[path.name] = {"bytes": path.stat().st_size, "sha256": hash_file(path)}
         manifest = {
             "schema_version": _SCHEMA_VERSION,
             "documents": len(neighbors.ids),
@@ -128,7 +129,7 @@ def load_neighbors(folder: str | Path, *, in_memory: bool = True) -> Neighbors:
     arrays = {}
     for name, dtype in (("ids", np.int64), ("similarities", np.float32)):
         file = folder / f"{name}.npy"
-        if not file.is_file() or file_sha256(file) != files.get(file.name, {}).get("sha256"):
+        if not file.is_file() or hash_file(file) != files.get(file.name, {}).get("sha256"):
             raise DataError(f"{file}: missing or damaged; {MANIFEST} lists it. Search again.")
         array = np.load(file, mmap_mode=None if in_memory else "r", allow_pickle=False)
         if array.shape != shape or array.dtype != dtype:

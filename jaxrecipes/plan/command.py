@@ -108,7 +108,7 @@ def _train_rows(config: Config, console: Console) -> int:
     output = Path(config.output)
     checkpoint, revision = config.model.checkpoint, config.model.revision
     located = locate_base(checkpoint, revision, output, seed=config.seed, console=console)
-    return prepare_data(config, located, output, console).train_rows
+    return prepare_data(config, expand_arms(config), located, output, console).train_rows
 
 
 def _plan_arm(

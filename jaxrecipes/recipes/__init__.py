@@ -47,6 +47,13 @@ RECIPES = (
         ("top_blocks", "tiny"),
     ),
     Recipe(
+        "in_context_pretraining",
+        "order documents by their neighbours, train everything on contexts of related ones",
+        "In-Context Pretraining, arXiv 2310.10638",
+        "many documents, a sentence encoder",
+        ("docstrings", "tiny", "tpu_v5e"),
+    ),
+    Recipe(
         "strided_freeze",
         "train old blocks where expansion would insert new ones",
         "control for LLaMA Pro (its issue 9)",

@@ -23,6 +23,7 @@ from jaxrecipes.report.numbers import (
     percent,
     value,
 )
+from jaxrecipes.report.orders import context_rows, order_examples, order_rows
 from jaxrecipes.report.results import Results, collect_results
 
 REPORT, RESULTS, PLOTS = "report.html", "results.json", "plots"
@@ -76,6 +77,9 @@ def render_page(results: Results, charts: Sequence[Chart]) -> str:
         learned=learned_rows(results["arms"]),
         equal=equal_rows(results),
         cost=cost_rows(results["arms"]),
+        context=context_rows(results["arms"]),
+        orders=order_rows(results["arms"]),
+        examples=order_examples(results["arms"]),
         what_trains=[_what_trains(arm) for arm in results["arms"] if arm["summary"]],
         environment=_environment_rows(results["environment"]),
         charts=[

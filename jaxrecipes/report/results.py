@@ -6,7 +6,8 @@
                "before": record | null, "after": record,
                "evaluations": [records without sums by document],
                "training": [{"step", "tokens", "loss", "accepted"}],
-               "training_seconds", "tokens_per_second", "skipped"}],
+               "training_seconds", "tokens_per_second", "skipped",
+               "orders": [what the order of a source's documents is like]}],
      "equal_learning": {"kl": {"gain", "forgetting", "differences", "reason"}, "loss": …,
                         "accuracy": …},
      "config": "…yaml…", "environment": {…}}
@@ -28,6 +29,8 @@ from jaxrecipes.evaluate.record import read_metrics, read_records
 from jaxrecipes.report.findings import findings
 
 SCHEMA = 1
+# In an arm's folder, where its recipe orders documents.
+ORDERS = "orders.json"
 MEASURES = ("kl", "loss", "accuracy")
 # A curve on a screen has no more to show.
 _MAX_TRAINING_POINTS = 2000
@@ -145,6 +148,7 @@ def _arm(folder: Path, records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         "training_seconds": seconds if steps else None,
         "tokens_per_second": tokens / timed_seconds if tokens and timed_seconds > 0 else None,
         "skipped": len(steps) - len(accepted),
+        "orders": _json(folder / ORDERS).get("sources", []),
     }
 
 

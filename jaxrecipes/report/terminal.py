@@ -20,6 +20,7 @@ from jaxrecipes.report.numbers import (
     percent,
     value,
 )
+from jaxrecipes.report.orders import Row, context_rows, order_rows
 
 Measured = Mapping[str, Any] | None
 _TIGHT: dict[str, Any] = {"pad_edge": False, "show_edge": False}
@@ -38,7 +39,26 @@ def render_results(results: Mapping[str, Any]) -> RenderableType:
     parts += [_learned(results), Text(), _cost(results)]
     if len(results["arms"]) > 1:
         parts[3:3] = [Text(), _equal_learning(results)]
+    for title, rows in (
+        ("What a document before is worth, nats a token", context_rows(results["arms"])),
+        ("Order of documents", order_rows(results["arms"])),
+    ):
+        if rows:
+            parts += [Text(), _rows_table(title, rows, results)]
     return Group(*parts)
+
+
+def _rows_table(title: str, rows: list[Row], results: Mapping[str, Any]) -> Table:
+    table = _table(title, "", *(arm["name"] for arm in results["arms"]))
+    for row in rows:
+        cells = []
+        for cell in row["cells"]:
+            text = Text(cell["value"], justify="right")
+            if cell["interval"]:
+                text.append(f"\n{cell['interval'].replace(' to ', '…')}", style="dim")
+            cells.append(text)
+        table.add_row(Text(row["label"]), *cells)
+    return table
 
 
 def render_evaluation(record: Mapping[str, Any], *, title: str) -> RenderableType:

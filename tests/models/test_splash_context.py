@@ -80,7 +80,7 @@ def test_two_devices_equal_one():
     """Runs `main` in a process with two simulated devices."""
     environment = {
         **os.environ,
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
+        "XLA_FLAGS": f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=2",
         "JAX_PLATFORMS": "cpu",
     }
     done = subprocess.run(

@@ -220,5 +220,5 @@ def test_what_does_not_fit_a_tpu(tmp_path):
     done = run_plan(tmp_path, str(file), "--topology", "v5e:1x1", "--limit", "2")
     assert done.returncode == 4, done.stderr
     assert "NO, of 15.75 GiB" in done.stdout
-    assert "train.remat=full" in done.stdout and "train.remat=offload" in done.stdout
+    assert "train.remat=full" in done.stdout and "train.remat=groups" in done.stdout
     assert "does not fit: it needs" in done.stderr

@@ -6,9 +6,13 @@ from tests.devices import run_on_devices
 
 
 @pytest.mark.slow
-def test_losses_and_gradients_do_not_depend_on_the_mesh():
-    found = run_on_devices("tests.sharding.parity", "gradients")
-    assert len(found) == 7 * 6
+@pytest.mark.parametrize(
+    ("function", "count"),
+    [("few_gradients", 2 * 2), pytest.param("gradients", 7 * 6, marks=pytest.mark.long)],
+)
+def test_losses_and_gradients_do_not_depend_on_the_mesh(function, count):
+    found = run_on_devices("tests.sharding.parity", function, timeout=3600)
+    assert len(found) == count
     for model, mesh, loss, gradient in found:
         assert loss < 1e-6 and gradient < 2e-5, (model, mesh, loss, gradient)
 

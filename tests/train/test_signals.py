@@ -3,8 +3,10 @@
 import gc
 import os
 import signal
+import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -65,6 +67,31 @@ def test_no_except_exception_on_the_way_takes_a_signal_for_its_own(number, error
             _wait()
         except Exception:
             pytest.fail("a library would have gone on here")
+
+
+def test_ctrl_c_inside_of_a_string_that_is_executed_keeps_the_exit_code(tmp_path):
+    # As while a dataclass is made: Python would end by SIGINT and not with 130.
+    (tmp_path / "program.py").write_text("""
+import signal, sys
+from jaxrecipes.train.signals import termination_as_error
+signal.signal(signal.SIGINT, signal.default_int_handler)
+try:
+    with termination_as_error():
+        exec("import os, signal, time; os.kill(os.getpid(), signal.SIGINT); time.sleep(9)")
+except KeyboardInterrupt:
+    sys.exit(130)
+""")
+    paths = f"{tmp_path}:{Path(__file__).parents[2]}"
+    command = [sys.executable, "-m", "program"]
+    done = subprocess.run(command, env={**os.environ, "PYTHONPATH": paths}, timeout=60, check=False)
+    assert done.returncode == 130
+
+
+def test_ctrl_c_that_is_ignored_stays_so():
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    with termination_as_error():
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(0.01)
 
 
 def test_other_dropped_exceptions_are_printed_as_before_and_all_is_put_back(monkeypatch):

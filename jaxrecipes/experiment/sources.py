@@ -1,0 +1,24 @@
+"""From the config's sources to those of the data room."""
+
+from __future__ import annotations
+
+from jaxrecipes.config.data import SourceSection
+from jaxrecipes.data.sources import SourceSpec
+
+
+def source_spec(section: SourceSection) -> SourceSpec:
+    """Translates a section of the config."""
+    return SourceSpec(
+        reference=section.source,
+        kind=None if section.format == "auto" else section.format,
+        columns=section.columns.model_dump(exclude_none=True),
+        split=section.split,
+        subset=section.subset,
+        unit=section.unit,
+    )
+
+
+def smaller(*limits: int | None) -> int | None:
+    """Returns the smallest limit that is given; None where none is."""
+    given = [limit for limit in limits if limit is not None]
+    return min(given) if given else None
