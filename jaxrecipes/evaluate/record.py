@@ -348,7 +348,10 @@ def validate_record(record: Any, where: str = "evaluation record") -> None:
             raise DataError(f"{where}: {key} is {record.get(key)!r}; expected a whole number >= 0")
     if not isinstance(record.get("learn"), dict):
         raise DataError(f"{where}: learn is missing; expected the measures on the learn set")
-    required = {"learn": ("loss", "perplexity"), "keep": ("loss", "perplexity")}
+    required: dict[str, tuple[str, ...]] = {
+        "learn": ("loss", "perplexity"),
+        "keep": ("loss", "perplexity"),
+    }
     required |= dict.fromkeys(_ITEMS, ("accuracy",))
     required["context"] = ("alone", "after_random", "after_related", "gain")
     counts = ("documents", "scored_tokens", "items", "truncated")

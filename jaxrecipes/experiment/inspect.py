@@ -15,7 +15,7 @@ from jaxrecipes.checkpoint.delta import DELTA_FILE
 from jaxrecipes.checkpoint.huggingface import export_checkpoint, import_checkpoint
 from jaxrecipes.checkpoint.reference import resolve_reference
 from jaxrecipes.checkpoint.tokenizer import load_tokenizer
-from jaxrecipes.config import Config
+from jaxrecipes.config import Config, expand_arms
 from jaxrecipes.data.preview import preview_source, render_preview
 from jaxrecipes.data.split import Split
 from jaxrecipes.errors import CheckpointError, ConfigError, UsageError
@@ -86,7 +86,7 @@ def evaluate(config: Config, *, console: Console, checkpoint: str | None = None)
     base = locate_base(
         config.model.checkpoint, config.model.revision, output, seed=config.seed, console=console
     )
-    data = prepare_data(config, base, output, console)
+    data = prepare_data(config, expand_arms(config), base, output, console)
     imported = import_checkpoint(base.folder)
     measure = build_measure(config, imported, base.tokenizer, data)
     record = measure.base_record
