@@ -64,7 +64,7 @@ def fields(section: type[Section] = Config) -> set[tuple[str, str]]:
 
 @pytest.mark.slow
 def test_a_run_reads_every_key_of_the_schema(tmp_path, monkeypatch):
-    """Records which keys are read by code outside of the config package while two tiny runs run."""
+    """Records which keys are read by code outside of the config package while tiny runs run."""
     reads: set[tuple[str, str]] = set()
     plain = Section.__getattribute__
 
@@ -98,6 +98,9 @@ def test_a_run_reads_every_key_of_the_schema(tmp_path, monkeypatch):
     keep = f"data.keep={{kind: documents, sources: [{source}]}}"
     arguments = ["run", tiny, *by_epochs, "compare=[]", keep, f"output={tmp_path / 'documents'}"]
     assert main(arguments) == 0
+    ordered = str(FOLDER / "in_context_pretraining" / "tiny.yaml")
+    short = ["train.steps=1", "compare=[]", "evaluate.choices=null", "evaluate.last_words=null"]
+    assert main(["run", ordered, *short, f"output={tmp_path / 'ordered'}"]) == 0
     # The version is checked by the schema; arms are read by expand_arms, which makes whole configs.
     by_schema = {("Config", "version"), ("Config", "name"), ("Config", "compare")}
     by_schema |= {key for key in fields() if key[0] in ("ArmSection", "ArmTrainSection")}

@@ -122,7 +122,9 @@ def bm25_chunk(inputs: OrderInputs) -> Order:
     """BM25Chunk, see ``bm25_chunk_order``. Option: ``buffer_documents`` (2048). Without a seed."""
     options = _options(inputs, buffer_documents=2048)
     if inputs.text is None:
-        raise ConfigError("order.method: bm25_chunk reads the documents' texts; none were given.")
+        raise ConfigError(
+            "in_context_pretraining.order: bm25_chunk reads the documents' texts; none were given."
+        )
     found = bm25_chunk_order(
         inputs.text, inputs.lengths, context_length=inputs.context_length, **options
     )
@@ -158,7 +160,8 @@ def order_documents(method: str, inputs: OrderInputs) -> Order:
         near = difflib.get_close_matches(method, METHODS, n=1)
         hint = f" Did you mean {near[0]}?" if near else ""
         raise ConfigError(
-            f"order.method: unknown method {method!r}; expected {', '.join(METHODS)}.{hint}"
+            f"in_context_pretraining.order: unknown method {method!r}; expected "
+            f"{', '.join(METHODS)}.{hint}"
         )
     order = METHODS[method](inputs)
     if method != "knn":
@@ -179,13 +182,17 @@ def _joined(documents: np.ndarray, starts: np.ndarray, method: str, inputs: Orde
 
 def _lists(inputs: OrderInputs, method: str) -> tuple[np.ndarray, np.ndarray]:
     if inputs.neighbors is None:
-        raise ConfigError(f"order.method: {method} needs nearest neighbours; none were given.")
+        raise ConfigError(
+            f"in_context_pretraining.order: {method} needs nearest neighbours; none were given."
+        )
     return inputs.neighbors.ids, inputs.neighbors.similarities
 
 
 def _vectors(inputs: OrderInputs, method: str) -> Vectors:
     if inputs.vectors is None:
-        raise ConfigError(f"order.method: {method} needs embeddings; none were given.")
+        raise ConfigError(
+            f"in_context_pretraining.order: {method} needs embeddings; none were given."
+        )
     return inputs.vectors
 
 
@@ -198,16 +205,16 @@ def _options(inputs: OrderInputs, **defaults: Any) -> dict[str, Any]:
     for name, value in inputs.options.items():
         if name not in defaults:
             raise ConfigError(
-                f"order.options.{name}: unknown option; expected "
+                f"in_context_pretraining.{name}: unknown option; expected "
                 f"{', '.join(defaults) or 'none, the method has no options'}."
             )
         default = defaults[name]
         if type(value) is not type(default):
             raise ConfigError(
-                f"order.options.{name}: {value!r} is no {type(default).__name__}; the default is "
-                f"{default!r}."
+                f"in_context_pretraining.{name}: {value!r} is no {type(default).__name__}; the "
+                f"default is {default!r}."
             )
         least = min(default, 1) if isinstance(default, int) else 0
         if isinstance(value, int) and value < least:
-            raise ConfigError(f"order.options.{name}: {value}; expected at least {least}.")
+            raise ConfigError(f"in_context_pretraining.{name}: {value}; expected at least {least}.")
     return {**defaults, **inputs.options}
