@@ -21,7 +21,7 @@ os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_backend_opti
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
-        "--kills", type=int, default=2, help="moments at which test_kill.py kills a run (default 2)"
+        "--kills", type=int, default=1, help="moments at which test_kill.py kills a run (default 1)"
     )
 
 

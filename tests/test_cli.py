@@ -11,8 +11,8 @@ import pytest
 
 from jaxrecipes import errors, failures
 from jaxrecipes.cli import main, split_overrides
-from jaxrecipes.config.shipped import shipped_config
 from jaxrecipes.recipes import RECIPES
+from jaxrecipes.recipes.shipped import shipped_config
 
 VERBS = ["ls", "new", "validate", "preview", "plan", "run", "eval", "generate", "export", "report"]
 VERBS += ["env"]

@@ -12,8 +12,8 @@ from jaxrecipes.config import Config, expand_arms, load_config
 from jaxrecipes.config.problems import section_types
 from jaxrecipes.config.recipe_options import RECIPE_SECTIONS, RecipeName
 from jaxrecipes.config.section import Section
-from jaxrecipes.config.shipped import shipped_config, shipped_folder
 from jaxrecipes.recipes import RECIPES
+from jaxrecipes.recipes.shipped import shipped_config, shipped_folder
 
 FOLDER = Path(__file__).parent.parent / "configs"
 FILES = sorted(FOLDER.rglob("*.yaml"))
@@ -89,8 +89,9 @@ def test_a_run_reads_every_key_of_the_schema(tmp_path, monkeypatch):
         f"compare=[{{recipe: freeze, freeze: {{rules: {rules}}}}}, "
         "{recipe: strided_freeze, strided_freeze: {blocks: 2}}]"
     )
-    short = ["train.steps=2", "evaluate.points=1", arms]
-    by_epochs = ["train.steps=null", "train.epochs=0.004", "evaluate.points=1"]
+    short = ["train.steps=2", "evaluate.points=1", "evaluate.limit_items=2", arms]
+    without = ["evaluate.points=1", "evaluate.choices=null", "evaluate.last_words=null"]
+    by_epochs = ["train.steps=null", "train.epochs=0.004", *without]
     assert main(["run", tiny, *short, f"output={tmp_path / 'own'}"]) == 0
     notes = tmp_path / "notes.txt"
     notes.write_text("A stone is hard. Water is wet.\n\nThe sky is blue in the day.\n")
@@ -99,7 +100,7 @@ def test_a_run_reads_every_key_of_the_schema(tmp_path, monkeypatch):
     arguments = ["run", tiny, *by_epochs, "compare=[]", keep, f"output={tmp_path / 'documents'}"]
     assert main(arguments) == 0
     ordered = str(FOLDER / "in_context_pretraining" / "tiny.yaml")
-    short = ["train.steps=1", "compare=[]", "evaluate.choices=null", "evaluate.last_words=null"]
+    short = ["train.steps=1", "compare=[]", *without]
     assert main(["run", ordered, *short, f"output={tmp_path / 'ordered'}"]) == 0
     # The version is checked by the schema; arms are read by expand_arms, which makes whole configs.
     by_schema = {("Config", "version"), ("Config", "name"), ("Config", "compare")}

@@ -83,7 +83,7 @@ def context_findings(arms: Arms) -> list[str]:
     """Says for each arm what a related context is worth, and what it was worth to the base."""
     sentences = []
     for arm in arms:
-        before, after = ((arm[when] or {}).get("context") for when in ("before", "after"))
+        before, after = ((arm.get(when) or {}).get("context") for when in ("before", "after"))
         if not after or arm["after"]["step"] == 0:
             continue
         bounds = interval(after["gain"], signed=True)

@@ -266,7 +266,7 @@ def start(folder, source, steps, length=64):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("replacing", [False, True])
+@pytest.mark.parametrize("replacing", [False, pytest.param(True, marks=pytest.mark.long)])
 def test_killed_at_any_step_and_rerun_equals_never_killed(tmp_path, source, replacing):
     assert start(tmp_path / "never", source, 0).returncode == 0
     wanted = contents(tmp_path / "never")

@@ -113,8 +113,15 @@ def test_sigkill_at_any_moment(
     assert _losses(output) == reference.losses
 
 
-@pytest.mark.parametrize("moment", ["before training", "in training"])
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 75), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(
+    ("number", "code", "moment"),
+    [
+        (signal.SIGTERM, 75, "in training"),
+        (signal.SIGINT, 130, "before training"),
+        pytest.param(signal.SIGTERM, 75, "before training", marks=pytest.mark.long),
+        pytest.param(signal.SIGINT, 130, "in training", marks=pytest.mark.long),
+    ],
+)
 def test_signals_save_and_say_so(
     number: signal.Signals, code: int, moment: str, reference: Reference, tmp_path: Path
 ) -> None:

@@ -193,7 +193,10 @@ def test_bad_requests_are_refused(prompts, options, message):
 
 
 @pytest.mark.slow
-def test_smollm2_greedy_equals_transformers(smollm2_folder):
+@pytest.mark.parametrize(
+    ("every", "tokens"), [(16, 16), pytest.param(4, 32, marks=pytest.mark.long)]
+)
+def test_smollm2_greedy_equals_transformers(smollm2_folder, every, tokens):
     torch = pytest.importorskip("torch")
     from transformers import AutoModelForCausalLM
 
@@ -202,20 +205,21 @@ def test_smollm2_greedy_equals_transformers(smollm2_folder):
     from jaxrecipes.generate.answers import render_prompt
 
     tokenizer = load_tokenizer(smollm2_folder)
-    prompts = [render_prompt(tokenizer, text) for text in list(general_prompts().values())[::4]]
+    texts = list(general_prompts().values())[::every]
+    prompts = [render_prompt(tokenizer, text) for text in texts]
     imported = import_checkpoint(smollm2_folder)
     ours = generate(
         imported.config,
         imported.params,
         prompts,
-        max_new_tokens=32,
+        max_new_tokens=tokens,
         eos_ids=[tokenizer.eos_token_id],
     )
     model = AutoModelForCausalLM.from_pretrained(smollm2_folder, dtype=torch.float32)
     for prompt, continuation in zip(prompts, ours, strict=True):
         theirs = model.generate(
             torch.tensor([prompt]),
-            max_new_tokens=32,
+            max_new_tokens=tokens,
             do_sample=False,
             eos_token_id=tokenizer.eos_token_id,
             pad_token_id=tokenizer.eos_token_id,

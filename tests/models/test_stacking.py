@@ -40,8 +40,15 @@ def batch_of(config, length=12):
     }
 
 
-@pytest.mark.parametrize("stacked", [False, True])
-@pytest.mark.parametrize("kind", ["llama", "sandwich"])
+@pytest.mark.parametrize(
+    ("kind", "stacked"),
+    [
+        ("llama", False),
+        ("sandwich", True),
+        pytest.param("llama", True, marks=pytest.mark.long),
+        pytest.param("sandwich", False, marks=pytest.mark.long),
+    ],
+)
 def test_gradients_do_not_depend_on_what_is_kept(kind, stacked):
     config = tiny_config(kind, num_layers=4)
     params, layout = make_params(config), None

@@ -25,7 +25,13 @@ def recipes(config, params):
     yield "top", config, params, [("(layers/3|final_norm)/.*", True), (".*", False)]
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    "kind",
+    [
+        kind if kind in ("untied", "sandwich") else pytest.param(kind, marks=pytest.mark.long)
+        for kind in KINDS
+    ],
+)
 def test_frozen_leaves_stay_bit_identical_and_trained_ones_move(kind):
     base = tiny_config(kind)
     for name, config, params, rules in recipes(base, tiny_params(base)):
