@@ -93,6 +93,21 @@ class DuplicatesSection(Section):
     )
 
 
+class RaySection(Section):
+    """What a piece of work asks of a Ray cluster; read where executor is ray."""
+
+    cpus: float = Field(default=1, gt=0, le=4096, description="CPUs of a piece.")
+    tpus: int = Field(
+        default=0,
+        ge=0,
+        le=4096,
+        description="TPU chips of a piece that embeds or searches exactly: all chips of a host.",
+    )
+    gpus: int = Field(
+        default=0, ge=0, le=4096, description="GPUs of a piece that embeds or searches exactly."
+    )
+
+
 class InContextPretrainingSection(Section):
     """Options of recipe in_context_pretraining: related documents share a context."""
 
@@ -143,6 +158,33 @@ class InContextPretrainingSection(Section):
     duplicates: DuplicatesSection = Field(
         default_factory=DuplicatesSection,
         description="Near copies are removed first; the paper's ablation says this is essential.",
+    )
+    executor: Literal["local", "ray"] = Field(
+        default="local",
+        description="Who embeds, searches, deduplicates and walks partitions. local: this process. "
+        "ray: a Ray cluster (the one of RAY_ADDRESS, or one started here), from files that all of "
+        "its machines see. The result is the same.",
+    )
+    ray: RaySection = Field(
+        default_factory=RaySection, description="What a piece asks of the cluster."
+    )
+    shard_documents: int = Field(
+        default=8192,
+        ge=1,
+        description="Documents of a piece of work, rounded up to 8192 where they are searched. "
+        "What is finished is not made again after a kill. Larger for larger corpora.",
+    )
+    index_documents: int | None = Field(
+        default=None,
+        ge=1,
+        description="Documents of one index. null: all, as long as they fit into memory (12 bytes "
+        "a number of a vector).",
+    )
+    partition_documents: int | None = Field(
+        default=None,
+        ge=2,
+        description="path only: documents of a partition, walked by itself, so that no graph holds "
+        "all. null: one graph.",
     )
 
 

@@ -56,7 +56,7 @@ class DocumentFile:
         """
         self.folder = Path(folder)
         try:
-            self._offsets = np.load(self.folder / OFFSETS)
+            self._offsets = np.load(self.folder / OFFSETS, mmap_mode="r")
             size = (self.folder / DOCUMENTS).stat().st_size
         except (OSError, ValueError) as error:
             raise DataError(
@@ -72,6 +72,11 @@ class DocumentFile:
     def __len__(self) -> int:
         """Returns the number of documents."""
         return len(self._offsets) - 1
+
+    @property
+    def bytes(self) -> int:
+        """Size of the documents' file."""
+        return int(self._offsets[-1])
 
     def __getitem__(self, index: int) -> Document:
         """Returns one document.

@@ -18,6 +18,7 @@ _GRID = 2048
 _ROWS = 65_536  # vectors converted at a time
 _ITERATIONS = 10
 _BRANCHES = 64
+_SAMPLE = 256  # points a centre that partitions are found with
 
 
 def on_grid(vectors: Vectors, rows: np.ndarray) -> np.ndarray:
@@ -63,6 +64,55 @@ def k_means(points: np.ndarray, clusters: int, *, seed: int) -> np.ndarray:
     Returns:
         [m] int64, cluster of each point; ties go to the lower cluster.
     """
+    return _lloyd(points, clusters, seed)[0]
+
+
+def partition_centres(vectors: Vectors, *, documents: int, seed: int) -> np.ndarray:
+    """Finds centres that divide a corpus into partitions of about ``documents`` documents.
+
+    k-means on a sample of 256 documents a centre, so that a corpus that is larger than memory can
+    be divided; see ``nearest_centres`` for the division. Memory: 8 bytes a document for the draw,
+    ``512 * centres * width`` for the sample.
+
+    Args:
+        vectors: [n, width] L2-normalised; the rows of the sample are read.
+        documents: Wanted size of a partition; sizes vary around it.
+        seed: Decides the sample and the first centres.
+
+    Returns:
+        [partitions, width] int16, on the grid.
+    """
+    wanted = max(round(len(vectors) / documents), 1)
+    sample = np.sort(random_order(len(vectors), seed)[: _SAMPLE * wanted])
+    points = on_grid(vectors, sample)
+    return _lloyd(points, min(wanted, len(points)), derived_seed(seed, 0))[1]
+
+
+def nearest_centres(
+    vectors: Vectors, centres: np.ndarray, first: int = 0, last: int | None = None
+) -> np.ndarray:
+    """Returns the partition of each document from ``first`` to ``last``, exactly.
+
+    Args:
+        vectors: [n, width] L2-normalised, of the corpus.
+        centres: From ``partition_centres``.
+        first: The first document.
+        last: One past the last; None: all.
+
+    Returns:
+        [last - first] int64; ties go to the lower centre.
+    """
+    last = len(vectors) if last is None else last
+    labels = np.empty(last - first, np.int64)
+    for start in range(first, last, _ROWS):
+        stop = min(start + _ROWS, last)
+        block = on_grid(vectors, np.arange(start, stop))
+        labels[start - first : stop - first] = grid_products(block, centres).argmax(axis=1)
+    return labels
+
+
+def _lloyd(points: np.ndarray, clusters: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the cluster of each point, and the centres that came last."""
     centres = points[random_order(len(points), seed)[:clusters]]
     labels = np.full(len(points), -1, np.int64)
     for _ in range(_ITERATIONS):
@@ -78,7 +128,7 @@ def k_means(points: np.ndarray, clusters: int, *, seed: int) -> np.ndarray:
         if np.array_equal(labels, before):
             break
         centres = _directions(sums, centres)
-    return labels
+    return labels, centres
 
 
 def assign_clusters(vectors: Vectors, *, documents: int, seed: int) -> np.ndarray:

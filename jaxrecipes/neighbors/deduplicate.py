@@ -8,8 +8,9 @@ be read twice; without this step the paper's gain is gone (arXiv 2310.10638: per
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 from zlib import crc32
 
 import numpy as np
@@ -114,30 +115,142 @@ def find_duplicates(
         ConfigError: A threshold is not above 0.
         DataError: The arguments are not of one number of documents.
     """
-    _check(neighbors, vectors, lengths, ids, similarity=similarity, overlap=overlap)
+    thresholds = Thresholds(similarity, overlap)
+    check_thresholds(thresholds)
+    _check(neighbors, vectors, lengths, ids)
     count = len(neighbors)
-    shingles = _Shingles(texts)
-    pairs = _linked_pairs(neighbors, shingles, similarity, overlap)
-    ones = np.ones(len(pairs), np.bool_)
-    links = coo_array((ones, (pairs[:, 0], pairs[:, 1])), shape=(count, count))
-    _, labels = connected_components(links, directed=False)
-    # By length, then by name: the first of a group is kept.
-    names = range(count) if ids is None else ids
-    rank = np.empty(count, np.int64)
-    rank[sorted(range(count), key=lambda one: (-int(lengths[one]), names[one], one))] = np.arange(
-        count
+    shingles = Shingles(texts)
+    groups = group_pairs(
+        linked_pairs(neighbors.ids, neighbors.similarities, 0, shingles, thresholds)
     )
-    removed: list[Removed] = []
-    groups = 0
-    for members in _groups(labels):
-        members = members[np.argsort(rank[members])]
+    name = (lambda document: document) if ids is None else ids.__getitem__
+    removed = remove_copies(groups, vectors, lengths, name, shingles, thresholds)
+    return gather(removed, count, thresholds, with_texts=texts is not None)
+
+
+@dataclass(frozen=True)
+class Thresholds:
+    """From where on two documents are near-duplicates; see ``find_duplicates``."""
+
+    similarity: float
+    overlap: float
+
+
+def check_thresholds(thresholds: Thresholds) -> None:
+    """Refuses thresholds that every pair would pass.
+
+    Raises:
+        ConfigError: A threshold is not above 0.
+    """
+    for name in ("similarity", "overlap"):
+        value = getattr(thresholds, name)
+        if not value > 0:
+            raise ConfigError(f"{name} is {value}, expected a threshold above 0.")
+
+
+def linked_pairs(
+    ids: np.ndarray,
+    similarities: np.ndarray,
+    first: int,
+    shingles: Shingles,
+    thresholds: Thresholds,
+) -> np.ndarray:
+    """Returns the pairs in some documents' lists that are near-duplicates.
+
+    Args:
+        ids: [documents, k] int64, lists of the documents from ``first`` on.
+        similarities: [documents, k] float32.
+        first: The first document.
+        shingles: Of the documents' texts.
+        thresholds: From where on a pair counts.
+
+    Returns:
+        [pairs, 2] int64, the lower document first, sorted, each once.
+    """
+    lowest = thresholds.similarity
+    if shingles.texts is not None:
+        lowest = min(lowest, _COMPARED_FROM)
+    rows, places = np.nonzero((similarities >= lowest) & (ids >= 0))
+    others, rows_in_corpus = ids[rows, places], rows + first
+    pairs = np.stack(
+        [np.minimum(rows_in_corpus, others), np.maximum(rows_in_corpus, others)], axis=1
+    )
+    pairs, chosen = np.unique(pairs, axis=0, return_index=True)
+    linked = similarities[rows, places][chosen] >= thresholds.similarity
+    if shingles.texts is not None and thresholds.overlap <= 1:
+        for number in np.flatnonzero(~linked):
+            common = shingles.overlap(int(pairs[number, 0]), int(pairs[number, 1]))
+            linked[number] = common is not None and common >= thresholds.overlap
+    return pairs[linked]
+
+
+def group_pairs(pairs: np.ndarray) -> list[np.ndarray]:
+    """Returns the documents that pairs [pairs, 2] connect, group by group, each sorted."""
+    if not len(pairs):
+        return []
+    documents, ends = np.unique(pairs, return_inverse=True)
+    ends = ends.reshape(-1, 2)
+    links = coo_array(
+        (np.ones(len(ends), np.bool_), (ends[:, 0], ends[:, 1])), shape=(len(documents),) * 2
+    )
+    _, labels = connected_components(links, directed=False)
+    order = np.argsort(labels, kind="stable")
+    starts = np.flatnonzero(np.diff(labels[order], prepend=-1))
+    return np.split(documents[order], starts[1:])
+
+
+def remove_copies(
+    groups: Iterable[np.ndarray],
+    vectors: Vectors,
+    lengths: Sequence[int] | np.ndarray,
+    name: Callable[[int], Any],
+    shingles: Shingles,
+    thresholds: Thresholds,
+) -> list[list[Removed]]:
+    """Decides who goes in each group; a group needs nothing of the others.
+
+    Args:
+        groups: From ``group_pairs``, or some of them.
+        vectors: [documents, width] of the corpus.
+        lengths: [documents] of the corpus.
+        name: Returns what decides between equally long documents.
+        shingles: Of the documents' texts.
+        thresholds: From where on a pair counts.
+
+    Returns:
+        For each group the documents that are removed.
+    """
+    removed = []
+    for group in groups:
+        # By length, then by name: the first of a group is kept.
+        members = sorted(group.tolist(), key=lambda one: (-int(lengths[one]), name(one), one))
         rows = np.concatenate([read_rows(vectors, one, one + 1) for one in members])
-        found = list(_remove(members, rows, shingles, similarity, overlap))
-        removed += found
-        groups += bool(found)
-    removed.sort(key=lambda one: one.index)
-    kept = np.setdiff1d(np.arange(count), np.array([one.index for one in removed], np.int64))
-    return Duplicates(kept, tuple(removed), groups, similarity, None if texts is None else overlap)
+        removed.append(list(_remove(np.array(members), rows, shingles, thresholds)))
+    return removed
+
+
+def gather(
+    removed: Iterable[Sequence[Removed]], count: int, thresholds: Thresholds, *, with_texts: bool
+) -> Duplicates:
+    """Puts together what was decided group by group.
+
+    Args:
+        removed: What goes, a sequence a group.
+        count: Documents of the corpus.
+        thresholds: What was decided by.
+        with_texts: Whether texts were compared.
+    """
+    of_groups = [found for found in removed if found]
+    all_removed = sorted((one for found in of_groups for one in found), key=lambda one: one.index)
+    stays = np.ones(count, np.bool_)
+    stays[[one.index for one in all_removed]] = False
+    return Duplicates(
+        np.flatnonzero(stays),
+        tuple(all_removed),
+        len(of_groups),
+        thresholds.similarity,
+        thresholds.overlap if with_texts else None,
+    )
 
 
 def shingle_hashes(text: str) -> np.ndarray:
@@ -162,10 +275,11 @@ def jaccard(first: np.ndarray, second: np.ndarray) -> float:
     return common / max(len(first) + len(second) - common, 1)
 
 
-class _Shingles:
+class Shingles:
     """The overlaps of documents' texts; a bounded number of documents' shingles is kept."""
 
     def __init__(self, texts: Callable[[int], str] | None) -> None:
+        """`texts` returns a document's text; None: overlaps are not known."""
         self.texts = texts
         self._hashes: dict[int, np.ndarray] = {}
 
@@ -183,39 +297,11 @@ class _Shingles:
         return self._hashes[document]
 
 
-def _linked_pairs(
-    neighbors: Neighbors, shingles: _Shingles, similarity: float, overlap: float
-) -> np.ndarray:
-    """Returns the pairs [pairs, 2] in the lists that are near-duplicates, each once."""
-    values = neighbors.similarities
-    lowest = similarity if shingles.texts is None else min(similarity, _COMPARED_FROM)
-    rows, places = np.nonzero((values >= lowest) & (neighbors.ids >= 0))
-    others = neighbors.ids[rows, places]
-    pairs = np.stack([np.minimum(rows, others), np.maximum(rows, others)], axis=1)
-    pairs, first = np.unique(pairs, axis=0, return_index=True)
-    linked = values[rows, places][first] >= similarity
-    if shingles.texts is not None and overlap <= 1:
-        for number in np.flatnonzero(~linked):
-            common = shingles.overlap(int(pairs[number, 0]), int(pairs[number, 1]))
-            linked[number] = common is not None and common >= overlap
-    return pairs[linked]
-
-
-def _groups(labels: np.ndarray) -> Iterator[np.ndarray]:
-    """Yields the documents of each group of at least two."""
-    order = np.argsort(labels, kind="stable")
-    starts = np.flatnonzero(np.diff(labels[order], prepend=-1))
-    yield from (group for group in np.split(order, starts[1:]) if len(group) > 1)
-
-
 def _remove(
-    members: np.ndarray,
-    rows: np.ndarray,
-    shingles: _Shingles,
-    similarity: float,
-    overlap: float,
+    members: np.ndarray, rows: np.ndarray, shingles: Shingles, thresholds: Thresholds
 ) -> Iterator[Removed]:
     """Yields what goes of one group, whose members come in the order in which they are kept."""
+    similarity, overlap = thresholds.similarity, thresholds.overlap
     left = np.arange(len(members))
     while len(left) > 1:
         kept, left = left[0], left[1:]
@@ -236,13 +322,7 @@ def _check(
     vectors: Vectors,
     lengths: Sequence[int] | np.ndarray,
     ids: Sequence[str] | None,
-    *,
-    similarity: float,
-    overlap: float,
 ) -> None:
-    for name, value in (("similarity", similarity), ("overlap", overlap)):
-        if not value > 0:
-            raise ConfigError(f"{name} is {value}, expected a threshold above 0.")
     count = len(neighbors)
     for name, found in (("vectors", vectors), ("lengths", lengths), ("ids", ids)):
         if found is not None and len(found) != count:

@@ -1,229 +1,42 @@
-"""Documents in, vectors of length one out: batched, jitted once a shape, on all local devices."""
+"""Documents in, vectors on disk out, a shard after the other; and vectors of a few texts."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from tokenizers import Tokenizer
 
 from jaxrecipes.checkpoint.encoder import ImportedEncoder
 from jaxrecipes.data.documents import Document
 from jaxrecipes.data.durable import locked, write_errors
 from jaxrecipes.errors import ConfigError, DataError
-from jaxrecipes.models.encoder import encode, stack_encoder_layers
-from jaxrecipes.models.encoder_config import EncoderConfig
-from jaxrecipes.models.execution import Execution
-from jaxrecipes.models.pooling import PoolingMode, normalize, pool
-from jaxrecipes.neighbors.batches import Batch, plan_batches
+from jaxrecipes.neighbors.embedder import Embedder, EmbedOptions, choose_options, make_embedder
 from jaxrecipes.neighbors.embeddings import (
     Embeddings,
-    GrowingEmbeddings,
+    KeyParts,
     find_finished,
+    finish_growing,
+    open_growing,
     partial_folder,
+    shard_entry,
+    shard_folder,
+    write_shard,
 )
-from jaxrecipes.sharding.mesh import BATCH_AXES, MeshShape, make_mesh
+from jaxrecipes.neighbors.pieces import make_piece, piece_key
 
 # Changes when the same text would get another vector than before.
 CODE_VERSION = "1"
 PROGRESS_SECONDS = 10.0
-# Tokens of a batch for each device. On a CPU a batch's activations should stay in the cache (2048
-# tokens were 20 % faster than 8192); an accelerator needs many rows to be busy.
-CPU_TOKENS, ACCELERATOR_TOKENS = 2048, 65_536
 _TOKENIZED_AT_ONCE = 1024
 
 Log = Callable[[str], None]
-
-
-@dataclass(frozen=True)
-class Embedder:
-    """An encoder that is on its devices and ready; made by ``make_embedder``.
-
-    Attributes:
-        config: What it computes.
-        params: Run-time tree, on the devices, in the compute dtype.
-        tokenizer: Cuts texts at `max_tokens`.
-        prompt: Put before every text.
-        pooling: How a text's hidden states become one vector.
-        max_tokens: Tokens of a text that are read, special ones included.
-        tokens_per_batch: Tokens of a batch, padding included.
-        compute_dtype: dtype of activations and products.
-        mesh: The devices that share a batch's rows; None for one.
-    """
-
-    config: EncoderConfig
-    params: Any
-    tokenizer: Tokenizer
-    prompt: str
-    pooling: PoolingMode
-    max_tokens: int
-    tokens_per_batch: int
-    compute_dtype: jnp.dtype
-    mesh: Mesh | None
-
-    def tokenize(self, texts: Sequence[str]) -> list[np.ndarray]:
-        """Returns the token ids of each text, int32, at most `max_tokens`, prompt included."""
-        encodings = self.tokenizer.encode_batch_fast([self.prompt + text for text in texts])
-        return [np.array(encoding.ids, np.int32) for encoding in encodings]
-
-    def vectors(
-        self, token_ids: Sequence[np.ndarray], progress: Callable[[int], None] | None = None
-    ) -> np.ndarray:
-        """Embeds tokenized texts.
-
-        Args:
-            token_ids: Token ids of each text, none of them empty.
-            progress: Called with the number of texts of each batch that is done.
-
-        Returns:
-            float32 [texts, width], of length one.
-        """
-        lengths = np.array([len(ids) for ids in token_ids], np.int64)
-        devices = 1 if self.mesh is None else self.mesh.size
-        results = np.empty((len(token_ids), self.config.hidden_size), np.float32)
-        waiting: list[tuple[Batch, jax.Array]] = []
-
-        def collect() -> None:
-            batch, vectors = waiting.pop(0)
-            results[batch.members] = np.asarray(vectors)[: len(batch.members)]
-            if progress is not None:
-                progress(len(batch.members))
-
-        plan = plan_batches(
-            lengths,
-            longest=self.max_tokens,
-            tokens_per_batch=self.tokens_per_batch,
-            devices=devices,
-        )
-        for batch in plan:
-            # The next batch is dispatched before the result of the one before it is waited for.
-            waiting.append((batch, self._compute(batch, token_ids)))
-            if len(waiting) > 1:
-                collect()
-        while waiting:
-            collect()
-        return results
-
-    def _compute(self, batch: Batch, token_ids: Sequence[np.ndarray]) -> jax.Array:
-        rows = np.full((batch.rows, batch.length), self.config.pad_token_id, np.int32)
-        lengths = np.zeros(batch.rows, np.int32)
-        for row, member in enumerate(batch.members.tolist()):
-            ids = token_ids[member]
-            rows[row, : len(ids)] = ids
-            lengths[row] = len(ids)
-        arrays = (rows, lengths)
-        if self.mesh is not None:
-            by_row = NamedSharding(self.mesh, PartitionSpec(BATCH_AXES))
-            arrays = jax.device_put(arrays, by_row)
-        # float32 means float32: GPUs and TPUs would use products of fewer bits otherwise.
-        exact = self.compute_dtype == jnp.float32
-        with jax.default_matmul_precision("highest") if exact else nullcontext():
-            return _embed_rows(
-                self.params,
-                *arrays,
-                config=self.config,
-                pooling=self.pooling,
-                compute_dtype=self.compute_dtype,
-                execution=Execution(self.mesh),
-            )
-
-
-@partial(jax.jit, static_argnames=("config", "pooling", "compute_dtype", "execution"))
-def _embed_rows(
-    params: Any,
-    token_ids: jax.Array,
-    lengths: jax.Array,
-    *,
-    config: EncoderConfig,
-    pooling: PoolingMode,
-    compute_dtype: Any,
-    execution: Execution,
-) -> jax.Array:
-    """One text a row: int32 [rows, length] and [rows] -> float32 [rows, width]."""
-    place = jnp.arange(token_ids.shape[1], dtype=jnp.int32)[None]
-    segment_ids = (place < lengths[:, None]).astype(jnp.int32)
-    states = encode(
-        config,
-        params,
-        token_ids,
-        segment_ids,
-        place * segment_ids,
-        compute_dtype=compute_dtype,
-        execution=execution,
-    )
-    return normalize(pool(states, segment_ids, pooling)[:, 0])
-
-
-def make_embedder(
-    encoder: ImportedEncoder,
-    *,
-    tokens_per_batch: int | None = None,
-    max_tokens: int | None = None,
-    prompt: str | None = None,
-    compute_dtype: Any = None,
-) -> Embedder:
-    """Puts an encoder on the devices of this process.
-
-    Args:
-        encoder: The encoder.
-        tokens_per_batch: Tokens of a batch, padding included; None for what suits the device.
-        max_tokens: Tokens of a text that are read, from its beginning, special ones and prompt
-            included; None for as many as the encoder is made for.
-        prompt: Put before every text; None for what the encoder's folder says.
-        compute_dtype: dtype of activations and products; None for float32 on a CPU and bfloat16 on
-            accelerators. float32 is computed with float32 products everywhere.
-
-    Returns:
-        The embedder.
-
-    Raises:
-        ConfigError: `max_tokens` is more than the encoder can read, or less than 1; or
-            `tokens_per_batch` is less than 1.
-    """
-    limit = encoder.config.max_tokens
-    longest = encoder.max_tokens if max_tokens is None else max_tokens
-    if not 1 <= longest <= limit:
-        raise ConfigError(
-            f"max_tokens is {longest}; the encoder {encoder.source} reads 1 to {limit} tokens"
-        )
-    devices = jax.local_devices()
-    on_cpu = devices[0].platform == "cpu"
-    if tokens_per_batch is None:
-        tokens_per_batch = (CPU_TOKENS if on_cpu else ACCELERATOR_TOKENS) * len(devices)
-    if tokens_per_batch < 1:
-        raise ConfigError(f"tokens_per_batch is {tokens_per_batch}; it must be at least 1")
-    dtype = jnp.dtype(compute_dtype or (jnp.float32 if on_cpu else jnp.bfloat16))
-    mesh = None if len(devices) == 1 else make_mesh(MeshShape(data=len(devices)), devices)
-    placement = devices[0] if mesh is None else NamedSharding(mesh, PartitionSpec())
-    params = stack_encoder_layers(encoder.params)
-    params = jax.device_put(jax.tree.map(lambda leaf: leaf.astype(dtype), params), placement)
-    # A copy: truncation is a state of the tokenizer.
-    tokenizer = Tokenizer.from_str(encoder.tokenizer.backend_tokenizer.to_str())
-    tokenizer.enable_truncation(longest)
-    tokenizer.no_padding()
-    return Embedder(
-        config=encoder.config,
-        params=params,
-        tokenizer=tokenizer,
-        prompt=encoder.default_prompt if prompt is None else prompt,
-        pooling=encoder.pooling,
-        max_tokens=longest,
-        tokens_per_batch=tokens_per_batch,
-        compute_dtype=dtype,
-        mesh=mesh,
-    )
 
 
 def embed_texts(texts: Sequence[str], encoder: ImportedEncoder, **options: Any) -> np.ndarray:
@@ -232,16 +45,16 @@ def embed_texts(texts: Sequence[str], encoder: ImportedEncoder, **options: Any) 
     Args:
         texts: The texts.
         encoder: The encoder.
-        options: As for `make_embedder`.
+        options: As for `choose_options`.
 
     Returns:
         float32 [texts, width], of length one.
 
     Raises:
-        ConfigError: See `make_embedder`.
+        ConfigError: See `choose_options`.
         DataError: A text has no tokens, or its vector is not finite or zero; names its number.
     """
-    embedder = make_embedder(encoder, **options)
+    embedder = make_embedder(encoder, choose_options(encoder, **options))
     names = [f"text {number}" for number in range(len(texts))]
     token_ids = embedder.tokenize(texts)
     _refuse_empty(token_ids, names)
@@ -281,11 +94,11 @@ def embed_documents(
         total: Number of documents, for the time that is left; None for `len(documents)`, where
             there is one.
         shard_documents: Documents of a shard: what memory holds, and what a kill can cost.
-        tokens_per_batch: See `make_embedder`.
-        max_tokens: See `make_embedder`; of a longer document the first tokens are read.
-        prompt: See `make_embedder`.
+        tokens_per_batch: See `choose_options`.
+        max_tokens: See `choose_options`; of a longer document the first tokens are read.
+        prompt: See `choose_options`.
         storage_dtype: dtype on disk.
-        compute_dtype: See `make_embedder`.
+        compute_dtype: See `choose_options`.
         log: Called with a line every ten seconds, and with the reason where finished work is not
             used.
 
@@ -298,108 +111,182 @@ def embed_documents(
             (the message names it); or the folder holds something else.
         JaxrecipesError: The folder cannot be written.
     """
-    folder = Path(folder)
     say = log if log is not None else _silent
+    job = plan_embedding(
+        encoder,
+        key=key,
+        options=choose_options(
+            encoder,
+            tokens_per_batch=tokens_per_batch,
+            max_tokens=max_tokens,
+            prompt=prompt,
+            compute_dtype=compute_dtype,
+        ),
+        shard_documents=shard_documents,
+        storage_dtype=storage_dtype,
+    )
+    if total is None:
+        total = len(documents) if hasattr(documents, "__len__") else None  # type: ignore[arg-type]
+
+    def make_shards(partial: Path) -> list[dict[str, Any]]:
+        embed = job.make_worker()
+        progress = EmbedProgress(say, Path(folder).name, total)
+        remaining, shards = iter(documents), []
+        while some := list(islice(remaining, shard_documents)):
+            shards.append(embed(shard_folder(partial, len(shards)), some, progress, say))
+        progress.finish()
+        return shards
+
+    return complete_embeddings(Path(folder), job, make_shards, say)
+
+
+# Embeds the documents of a shard into its folder, and returns its entry in the manifest.
+EmbedShard = Callable[[Path, Sequence[Document], "EmbedProgress | None", Log], dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class EmbeddingJob:
+    """Everything that shapes embeddings but the documents; can be sent to another machine.
+
+    Attributes:
+        encoder: The encoder.
+        options: How texts are embedded.
+        parts: What the vectors depend on.
+        shard_documents: Documents of a shard.
+        storage_dtype: dtype on disk.
+    """
+
+    encoder: ImportedEncoder
+    options: EmbedOptions
+    parts: KeyParts
+    shard_documents: int
+    storage_dtype: str
+
+    def make_worker(self) -> EmbedShard:
+        """Returns a function that embeds shards; the first one that is not there loads the model.
+
+        A shard that is there already, made of the same documents, is not made again.
+        """
+        key = piece_key(self.parts)
+        embedder: list[Embedder] = []
+
+        def embed(
+            folder: Path,
+            documents: Sequence[Document],
+            progress: EmbedProgress | None,
+            say: Log,
+        ) -> dict[str, Any]:
+            digest = _digest(documents)
+
+            def build(target: Path) -> dict[str, Any]:
+                if not embedder:
+                    embedder.append(make_embedder(self.encoder, self.options))
+                ids = [document.id for document in documents]
+                token_ids: list[np.ndarray] = []
+                for start in range(0, len(documents), _TOKENIZED_AT_ONCE):
+                    some = documents[start : start + _TOKENIZED_AT_ONCE]
+                    token_ids += embedder[0].tokenize([document.text for document in some])
+                _refuse_empty(token_ids, ids)
+                vectors = embedder[0].vectors(token_ids, progress)
+                _refuse_unusable(vectors, ids)
+                write_shard(target, ids, vectors.astype(self.storage_dtype))
+                tokens = sum(len(one) for one in token_ids)
+                return {"documents": len(ids), "tokens": tokens, "digest": digest}
+
+            piece = make_piece(folder, piece_key({"job": key, "documents": digest}), build, say)
+            if piece.reused and progress is not None:
+                progress.skip(len(documents))
+            return shard_entry(piece)
+
+        return embed
+
+
+def plan_embedding(
+    encoder: ImportedEncoder,
+    *,
+    key: Mapping[str, str],
+    options: EmbedOptions,
+    shard_documents: int,
+    storage_dtype: Literal["float16", "float32"],
+) -> EmbeddingJob:
+    """Puts together what shapes embeddings.
+
+    Args:
+        encoder: The encoder.
+        key: What determines the documents.
+        options: From ``choose_options``.
+        shard_documents: Documents of a shard.
+        storage_dtype: dtype on disk.
+
+    Raises:
+        ConfigError: An option is wrong.
+    """
     if shard_documents < 1 or storage_dtype not in ("float16", "float32"):
         raise ConfigError(
             f"shard_documents is {shard_documents} and storage_dtype {storage_dtype!r}; expected 1 "
             "or more, and float16 or float32"
         )
-    embedder = make_embedder(
-        encoder,
-        tokens_per_batch=tokens_per_batch,
-        max_tokens=max_tokens,
-        prompt=prompt,
-        compute_dtype=compute_dtype,
-    )
     parts = {
         "documents": dict(key),
         "encoder": {"fingerprint": encoder.fingerprint},
         "options": {
             "shard_documents": str(shard_documents),
-            "tokens_per_batch": str(embedder.tokens_per_batch),
-            "max_tokens": str(embedder.max_tokens),
-            "prompt": json.dumps(embedder.prompt),
+            "tokens_per_batch": str(options.tokens_per_batch),
+            "max_tokens": str(options.max_tokens),
+            "prompt": json.dumps(options.prompt),
             "storage_dtype": storage_dtype,
-            "compute_dtype": embedder.compute_dtype.name,
+            "compute_dtype": options.compute_dtype,
         },
         "code": {"version": CODE_VERSION},
     }
-    if total is None:
-        total = len(documents) if hasattr(documents, "__len__") else None  # type: ignore[arg-type]
+    return EmbeddingJob(encoder, options, parts, shard_documents, storage_dtype)
+
+
+def complete_embeddings(
+    folder: Path,
+    job: EmbeddingJob,
+    make_shards: Callable[[Path], list[dict[str, Any]]],
+    say: Log,
+) -> Embeddings:
+    """Opens the embeddings of a job, after making what is missing of them.
+
+    Args:
+        folder: Where they are, or are to be.
+        job: What shapes them.
+        make_shards: Makes the shards below the folder that it is given, those that are there
+            excepted, and returns their entries in order.
+        say: Called with what is found.
+
+    Raises:
+        DataError: There are no documents, or the folder holds something else.
+        JaxrecipesError: The folder cannot be written.
+    """
     with write_errors(folder, "the embeddings"), locked(folder, say):
-        ready = find_finished(folder, parts, say)
+        ready = find_finished(folder, job.parts, say)
         if ready is not None:
             return ready
-        work = GrowingEmbeddings.open(partial_folder(folder), parts, say)
-        remaining = iter(documents)
-        first = _skip_finished(remaining, work, say)
-        progress = _Progress(say, folder.name, work.total("documents"), total)
-        for shard in _shards(first, remaining, shard_documents, embedder):
-            _refuse_empty(shard.token_ids, shard.ids)
-            vectors = embedder.vectors(shard.token_ids, progress)
-            _refuse_unusable(vectors, shard.ids)
-            tokens = sum(len(ids) for ids in shard.token_ids)
-            stored = vectors.astype(storage_dtype)
-            work.commit(shard.ids, stored, tokens=tokens, digest=shard.digest)
-        if not work.shards:
+        partial = partial_folder(folder)
+        open_growing(partial, job.parts, say)
+        shards = make_shards(partial)
+        if not shards:
             raise DataError(f"{folder}: there are no documents to embed; expected at least one.")
-        progress.finish()
-        return work.finish(folder, width=embedder.config.hidden_size, dtype=storage_dtype)
+        return finish_growing(
+            partial,
+            folder,
+            job.parts,
+            shards,
+            width=job.encoder.config.hidden_size,
+            dtype=job.storage_dtype,
+        )
 
 
-@dataclass(frozen=True)
-class _Shard:
-    ids: list[str]
-    token_ids: list[np.ndarray]
-    digest: str
-
-
-def _shards(
-    first: list[Document], remaining: Iterator[Document], size: int, embedder: Embedder
-) -> Iterator[_Shard]:
-    """Tokenizes documents shard by shard; texts are kept no longer than that takes."""
-    while True:
-        ids: list[str] = []
-        token_ids: list[np.ndarray] = []
-        digest = hashlib.sha256()
-        while len(ids) < size:
-            some = min(size - len(ids), _TOKENIZED_AT_ONCE)
-            part = first[:some] or list(islice(remaining, some))
-            first = first[some:]
-            if not part:
-                break
-            _add_documents(digest, part)
-            ids.extend(document.id for document in part)
-            token_ids.extend(embedder.tokenize([document.text for document in part]))
-        if not ids:
-            return
-        yield _Shard(ids, token_ids, digest.hexdigest())
-
-
-def _add_documents(digest: Any, documents: Iterable[Document]) -> None:
+def _digest(documents: Iterable[Document]) -> str:
+    digest = hashlib.sha256()
     for document in documents:
         for part in (document.id.encode(), document.text.encode()):
             digest.update(len(part).to_bytes(8, "little"))
             digest.update(part)
-
-
-def _skip_finished(
-    remaining: Iterator[Document], work: GrowingEmbeddings, say: Log
-) -> list[Document]:
-    """Skips what finished shards hold; returns the documents of the first that changed."""
-    for number, shard in enumerate(work.shards):
-        documents = list(islice(remaining, shard["documents"]))
-        digest = hashlib.sha256()
-        _add_documents(digest, documents)
-        if digest.hexdigest() != shard["digest"]:
-            say(
-                f"the documents of shard {number} are others than before the interruption: going "
-                f"on after {number} shards"
-            )
-            work.keep(number)
-            return documents
-    return []
+    return digest.hexdigest()
 
 
 def _refuse_empty(token_ids: Sequence[np.ndarray], names: Sequence[str]) -> None:
@@ -421,22 +308,30 @@ def _refuse_unusable(vectors: np.ndarray, names: Sequence[str]) -> None:
         )
 
 
-class _Progress:
+class EmbedProgress:
     """Says how many documents are embedded, how fast, and how long the rest will take."""
 
-    def __init__(self, say: Log, name: str, start: int, total: int | None) -> None:
-        self.say, self.name, self.start, self.total = say, name, start, total
-        self.done = start
+    def __init__(self, say: Log, name: str, total: int | None) -> None:
+        """Begins to count; `total` is None where it is not known."""
+        self.say, self.name, self.total = say, name, total
+        self.start = self.done = 0
         self.began = self.last = time.monotonic()
 
     def __call__(self, documents: int) -> None:
+        """Counts documents that were embedded."""
         self.done += documents
         now = time.monotonic()
         if now - self.last >= PROGRESS_SECONDS:
             self.last = now
             self._line(now)
 
+    def skip(self, documents: int) -> None:
+        """Counts documents that were embedded before."""
+        self.start += documents
+        self.done += documents
+
     def finish(self) -> None:
+        """Says what there is in the end."""
         self._line(time.monotonic())
 
     def _line(self, now: float) -> None:

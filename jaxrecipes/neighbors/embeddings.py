@@ -1,15 +1,14 @@
 """Embeddings on disk: a folder of shards that grows shard by shard and is complete or not there.
 
-A folder holds ``manifest.json``, ``vectors-00000.npy`` (float16 or float32 [documents, width]) and
-``ids-00000.jsonl`` (one JSON string a document) and so on. The manifest is the commit mark: it is
-written last, and the folder is renamed into place complete. Until then the shards are in
-``.<name>.partial``, where ``progress.json`` counts those that are whole.
+A folder holds ``manifest.json`` and for each shard a piece (``pieces``): ``00000/vectors.npy``
+(float16 or float32 [documents, width]), ``00000/ids.jsonl`` (one JSON string a document) and so on.
+The manifest is the commit mark: it is written last, and the folder is renamed into place complete.
+Until then the shards are in ``.<name>.partial``; any process can add one, in any order.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
@@ -18,13 +17,14 @@ from typing import Any
 
 import numpy as np
 
-from jaxrecipes.data.durable import file_entry, sync_folder, write_json
+from jaxrecipes.data.durable import sync_folder, write_json
 from jaxrecipes.data.sources import hash_file
 from jaxrecipes.data.store import explain_miss, set_key
 from jaxrecipes.errors import DataError
+from jaxrecipes.neighbors.pieces import PIECE, Piece
 
-SCHEMA_VERSION = 1
-MANIFEST, PROGRESS = "manifest.json", "progress.json"
+SCHEMA_VERSION = 2
+MANIFEST, PARTS = "manifest.json", "key_parts.json"
 KeyParts = Mapping[str, Mapping[str, str]]
 
 
@@ -46,6 +46,7 @@ class Embeddings:
         self.reused = reused
         sizes = [int(shard["documents"]) for shard in manifest["shards"]]
         self._ends = np.cumsum(sizes, dtype=np.int64)
+        self._opened: dict[int, np.ndarray] = {}
 
     @property
     def count(self) -> int:
@@ -77,10 +78,7 @@ class Embeddings:
     @cached_property
     def shards(self) -> list[np.ndarray]:
         """Memory-mapped arrays [documents, width] of the stored dtype, one a shard."""
-        return [
-            np.load(self.folder / shard["vectors"]["name"], mmap_mode="r")
-            for shard in self.manifest["shards"]
-        ]
+        return [self._shard(number) for number in range(len(self._ends))]
 
     def vectors(self, start: int, stop: int) -> np.ndarray:
         """Returns the vectors of some documents.
@@ -98,13 +96,31 @@ class Embeddings:
         if not 0 <= start <= stop <= self.count:
             raise IndexError(f"documents {start} to {stop} of {self.count} in {self.folder}")
         rows = np.empty((stop - start, self.width), np.float32)
-        first = 0
-        for shard, end in zip(self.shards, self._ends.tolist(), strict=True):
-            low, high = max(start, first), min(stop, end)
-            if low < high:
-                rows[low - start : high - start] = shard[low - first : high - first]
-            first = end
+        number = int(np.searchsorted(self._ends, start, side="right"))
+        low = start
+        while low < stop:
+            end = int(self._ends[number])
+            first = end - int(self.manifest["shards"][number]["documents"])
+            high = min(stop, end)
+            rows[low - start : high - start] = self._shard(number)[low - first : high - first]
+            low, number = high, number + 1
         return rows
+
+    def take_rows(self, rows: np.ndarray) -> np.ndarray:
+        """Returns the vectors of single documents, float32 [m, width]; only they are read.
+
+        Args:
+            rows: [m] int64, in any order, each 0 to count - 1.
+        """
+        found = np.empty((len(rows), self.width), np.float32)
+        numbers = np.searchsorted(self._ends, rows, side="right")
+        order = np.argsort(rows, kind="stable")
+        for places in np.split(order, np.flatnonzero(np.diff(numbers[order])) + 1):
+            if len(places):
+                number = int(numbers[places[0]])
+                shard = self._shard(number)
+                found[places] = shard[rows[places] - (self._ends[number] - len(shard))]
+        return found
 
     def __getitem__(self, rows: slice) -> np.ndarray:
         """Returns float32 [rows, width] of a slice without a step."""
@@ -112,6 +128,12 @@ class Embeddings:
         if step != 1:
             raise IndexError(f"slices of embeddings have no step, got {step}")
         return self.vectors(start, max(start, stop))
+
+    def _shard(self, number: int) -> np.ndarray:
+        if number not in self._opened:
+            path = self.folder / self.manifest["shards"][number]["vectors"]["name"]
+            self._opened[number] = np.load(path, mmap_mode="r")
+        return self._opened[number]
 
 
 def open_embeddings(folder: str | Path, *, verify: bool = False) -> Embeddings:
@@ -130,6 +152,15 @@ def open_embeddings(folder: str | Path, *, verify: bool = False) -> Embeddings:
     if damage is not None:
         raise DataError(f"{damage} Embed the documents again (the same command does it).")
     return Embeddings(folder, manifest)
+
+
+def map_embeddings(folder: str | Path) -> Embeddings:
+    """Opens embeddings without a look at their files, which another process has checked.
+
+    Raises:
+        DataError: There is no manifest.
+    """
+    return Embeddings(Path(folder), _read_manifest(Path(folder)))
 
 
 def find_finished(folder: Path, parts: KeyParts, say: Callable[[str], None]) -> Embeddings | None:
@@ -173,113 +204,100 @@ def partial_folder(folder: Path) -> Path:
     return folder.with_name(f".{folder.name}.partial")
 
 
-class GrowingEmbeddings:
-    """Embeddings in the making.
+def open_growing(folder: Path, parts: KeyParts, say: Callable[[str], None]) -> None:
+    """Prepares the folder that shards grow in; those of a killed run stay if their key is the same.
 
-    Attributes:
-        folder: Where they grow.
-        parts: What shapes them.
-        shards: What is known of each finished shard: its files, ``documents``, ``tokens`` and the
-            ``digest`` of its documents.
+    Args:
+        folder: From ``partial_folder``.
+        parts: What shapes the vectors.
+        say: Called with what is found.
     """
+    finished = sum(1 for _ in folder.glob(f"[0-9]*/{PIECE}"))
+    try:
+        old = json.loads((folder / PARTS).read_bytes())
+        reasons = [] if set_key(old) == set_key(parts) else explain_miss(old, parts)
+    except FileNotFoundError:
+        reasons = ["nothing says what they are made of"]
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        reasons = [f"{PARTS} is damaged ({error!r})"]
+    if reasons:
+        if finished:
+            say(f"{folder}: {finished} finished shards are not used, because {'; '.join(reasons)}")
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        write_json(folder / PARTS, {name: dict(part) for name, part in parts.items()})
+    elif finished:
+        say(f"going on after {finished} finished shards in {folder}")
 
-    def __init__(self, folder: Path, parts: KeyParts, shards: list[dict[str, Any]]) -> None:
-        """Starts with the given finished shards; use ``open``."""
-        self.folder = folder
-        self.parts = parts
-        self.shards = shards
 
-    @classmethod
-    def open(cls, folder: Path, parts: KeyParts, say: Callable[[str], None]) -> GrowingEmbeddings:
-        """Goes on with the shards that a killed run left, if their key is the same."""
-        shards: list[dict[str, Any]] = []
-        try:
-            progress = json.loads((folder / PROGRESS).read_bytes())
-            old, listed = progress["key_parts"], list(progress["shards"])
-            if set_key(old) == set_key(parts):
-                for shard in listed:
-                    if _shard_damage(folder, shard, verify=True) is not None:
-                        say(f"{folder}: shard {len(shards)} is damaged; it is made again")
-                        break
-                    shards.append(shard)
-            elif listed:
-                reasons = "; ".join(explain_miss(old, parts))
-                say(f"{folder}: {len(listed)} finished shards are not used, because {reasons}")
-        except FileNotFoundError:
-            pass
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            say(f"{folder / PROGRESS}: not used, it is damaged ({error!r})")
-            shards = []
-        if shards:
-            say(f"going on after {len(shards)} finished shards in {folder}")
-        else:
-            shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(parents=True, exist_ok=True)
-        return cls(folder, parts, shards)
+def shard_folder(partial: Path, number: int) -> Path:
+    """Returns where a shard grows."""
+    return partial / f"{number:05d}"
 
-    def total(self, name: str) -> int:
-        """Returns the sum of a count over the finished shards."""
-        return sum(int(shard[name]) for shard in self.shards)
 
-    def keep(self, shards: int) -> None:
-        """Forgets the finished shards after the first few."""
-        self.shards = self.shards[:shards]
-        self._write_progress()
+def write_shard(folder: Path, ids: Sequence[str], vectors: np.ndarray) -> None:
+    """Writes the files of a shard.
 
-    def commit(self, ids: Sequence[str], vectors: np.ndarray, *, tokens: int, digest: str) -> None:
-        """Writes a shard, then the progress file that counts it.
+    Args:
+        folder: The folder of a piece in the making.
+        ids: Ids of its documents.
+        vectors: [documents, width], of the dtype that is stored.
+    """
+    np.save(folder / "vectors.npy", vectors, allow_pickle=False)
+    with (folder / "ids.jsonl").open("w", encoding="utf-8", newline="\n") as file:
+        file.writelines(json.dumps(name) + "\n" for name in ids)
 
-        Args:
-            ids: Ids of its documents.
-            vectors: [documents, width], of the dtype that is stored.
-            tokens: Tokens that were embedded.
-            digest: Hash of its documents.
-        """
-        number = len(self.shards)
-        path = self.folder / f"vectors-{number:05d}.npy"
-        with path.open("wb") as file:
-            np.save(file, vectors, allow_pickle=False)
-            file.flush()
-            os.fsync(file.fileno())
-        listing = self.folder / f"ids-{number:05d}.jsonl"
-        with listing.open("w", encoding="utf-8", newline="\n") as file:
-            file.writelines(json.dumps(name) + "\n" for name in ids)
-            file.flush()
-            os.fsync(file.fileno())
-        self.shards.append(
-            {
-                "vectors": file_entry(path),
-                "ids": file_entry(listing),
-                "documents": len(ids),
-                "tokens": tokens,
-                "digest": digest,
-            }
-        )
-        self._write_progress()
 
-    def finish(self, target: Path, *, width: int, dtype: str) -> Embeddings:
-        """Writes the manifest and moves the folder into place."""
-        manifest = {
-            "schema_version": SCHEMA_VERSION,
-            "key": set_key(self.parts),
-            "key_parts": {name: dict(part) for name, part in self.parts.items()},
-            "documents": self.total("documents"),
-            "tokens": self.total("tokens"),
-            "width": width,
-            "dtype": dtype,
-            "shards": self.shards,
-        }
-        write_json(self.folder / MANIFEST, manifest)
-        _move_into_place(self.folder, target)
-        return Embeddings(target, manifest)
+def shard_entry(piece: Piece) -> dict[str, Any]:
+    """Returns what the manifest says of a shard: its files, and the facts of its piece."""
+    files = {
+        part: {"name": f"{piece.folder.name}/{name}", **piece.files[name]}
+        for part, name in (("vectors", "vectors.npy"), ("ids", "ids.jsonl"))
+    }
+    return {**files, **piece.facts}
 
-    def _write_progress(self) -> None:
-        parts = {name: dict(part) for name, part in self.parts.items()}
-        write_json(self.folder / PROGRESS, {"key_parts": parts, "shards": self.shards})
+
+def finish_growing(
+    partial: Path,
+    target: Path,
+    parts: KeyParts,
+    shards: Sequence[Mapping[str, Any]],
+    *,
+    width: int,
+    dtype: str,
+) -> Embeddings:
+    """Writes the manifest and moves the folder into place.
+
+    Args:
+        partial: From ``partial_folder``.
+        target: Where the embeddings are to be.
+        parts: What shapes them.
+        shards: From ``shard_entry``, in order; each tells its ``documents`` and ``tokens``.
+        width: Numbers in a vector.
+        dtype: Of the stored vectors.
+    """
+    manifest = {
+        "schema_version": SCHEMA_VERSION,
+        "key": set_key(parts),
+        "key_parts": {name: dict(part) for name, part in parts.items()},
+        "documents": sum(int(shard["documents"]) for shard in shards),
+        "tokens": sum(int(shard["tokens"]) for shard in shards),
+        "width": width,
+        "dtype": dtype,
+        "shards": list(shards),
+    }
+    # What an earlier run with more documents, or a killed worker, left.
+    wanted = {shard_folder(partial, number).name for number in range(len(shards))}
+    for path in partial.iterdir():
+        if path.is_dir() and path.name not in wanted:
+            shutil.rmtree(path, ignore_errors=True)
+    write_json(partial / MANIFEST, manifest)
+    _move_into_place(partial, target)
+    return Embeddings(target, manifest)
 
 
 def _move_into_place(partial: Path, target: Path) -> None:
-    (partial / PROGRESS).unlink(missing_ok=True)
+    (partial / PARTS).unlink(missing_ok=True)
     old = target.with_name(f".{target.name}.old")
     shutil.rmtree(old, ignore_errors=True)
     if target.exists():

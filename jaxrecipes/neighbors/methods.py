@@ -11,7 +11,12 @@ import numpy as np
 
 from jaxrecipes.errors import ConfigError
 from jaxrecipes.neighbors.bm25 import bm25_chunk_order
-from jaxrecipes.neighbors.cluster import assign_clusters, cluster_order
+from jaxrecipes.neighbors.cluster import (
+    assign_clusters,
+    cluster_order,
+    nearest_centres,
+    partition_centres,
+)
 from jaxrecipes.neighbors.graph import build_graph, edge_weights
 from jaxrecipes.neighbors.greedy import greedy_path
 from jaxrecipes.neighbors.knn_contexts import knn_contexts
@@ -77,7 +82,8 @@ def path(inputs: OrderInputs) -> Order:
     if not size:
         return greedy_path(build_graph(ids, similarities), seed=inputs.seed, **walk)
     vectors = _vectors(inputs, "path with partition_documents")
-    labels = assign_clusters(vectors, documents=size, seed=inputs.seed)
+    centres = partition_centres(vectors, documents=size, seed=inputs.seed)
+    labels = nearest_centres(vectors, centres)
     return partitioned_path(
         ids, similarities, labels, vectors, seed=inputs.seed, workers=options["workers"], **walk
     )

@@ -7,7 +7,7 @@ import zipfile
 import zlib
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -29,6 +29,15 @@ class Vectors(Protocol):
 
     def __getitem__(self, rows: slice, /) -> np.ndarray:
         """Returns the rows [stop - start, width] of a slice."""
+        ...
+
+
+@runtime_checkable
+class SingleRows(Protocol):
+    """Vectors of which single rows can be read."""
+
+    def take_rows(self, rows: np.ndarray) -> np.ndarray:
+        """Returns float32 [m, width] of rows [m] int64, in any order."""
         ...
 
 
@@ -166,6 +175,8 @@ def take_rows(vectors: Vectors, rows: np.ndarray) -> np.ndarray:
     """
     if isinstance(vectors, np.ndarray):
         return np.asarray(vectors[rows], np.float32)
+    if isinstance(vectors, SingleRows):
+        return vectors.take_rows(rows)
     order = np.argsort(rows, kind="stable")
     ascending = rows[order]
     found = np.empty((len(rows), vectors[0:1].shape[1]), np.float32)

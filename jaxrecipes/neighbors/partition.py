@@ -35,7 +35,7 @@ def partitioned_path(
     Args:
         ids: [n, k] int64, nearest neighbours; -1 fills short lists.
         similarities: [n, k] float32.
-        labels: [n] integers, partition of each document: k-means (``cluster.assign_clusters``), the
+        labels: [n] integers, partition of each document: k-means (``cluster.nearest_centres``), the
             leaves of an index, or any other.
         vectors: [n, width] L2-normalised; only those of the paths' ends are read.
         seed: Seed of all partitions.

@@ -8,7 +8,7 @@ blocks and shards can be compared and merged.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict
 from typing import Any, Literal, Protocol, get_args
 
@@ -39,7 +39,7 @@ IndexName = Literal["auto", "exact", "scann"]
 # against 10 s at 10,000, 88 against 44 at 40,000, 124 against 76 at 60,000). Up to here an exact
 # search costs about a minute more, and is the same every time, which ScaNN is not.
 SCANN_FROM = 50_000
-_QUERY_ROWS = 8192
+QUERY_ROWS = 8192
 
 
 class Index(Protocol):
@@ -100,25 +100,25 @@ def find_neighbors(
     """
     began = time.perf_counter()
     say = log if log is not None else _silent
-    _check_options(k, recall_floor, recall_sample, shard_rows)
+    check_search(k, recall_floor, recall_sample, shard_rows)
     options = make_options(scann or {})
     check_vectors(vectors)
     count = len(vectors)
-    # Whole blocks, so that a pair is multiplied at the same place of a block with any shards.
-    shard = count if shard_rows is None else min(count, -(-shard_rows // ROW_BLOCK) * ROW_BLOCK)
+    shard = whole_blocks(shard_rows, count)
     chosen = choose_index(index, shard, say)
-    lists = _Lists(count, k)
-    sample = _draw(count, recall_sample, seed)
-    measured = _Sample(vectors, sample, k) if chosen == "scann" else None
+    lists = BestLists(count, k)
+    sample = draw_sample(count, recall_sample, seed)
+    measured = RecallSample(vectors, sample, k) if chosen == "scann" else None
     build_seconds, used = 0.0, {}
     for start in range(0, count, shard):
         stop = min(start + shard, count)
         rows = read_rows(vectors, start, stop)
         build_began = time.perf_counter()
-        built = _build(chosen, rows, k + 1, options)
+        built = build_over(chosen, rows, k + 1, options)
         build_seconds += time.perf_counter() - build_began
         if measured is not None and isinstance(built, ScannIndex):
-            built = measured.add(built, start, options, recall_floor)
+            built, found, true = measured.search(built, start, options, recall_floor)
+            measured.take(found, true)
             used = asdict(built.options)
             if stop == count:
                 measured.judge(recall_floor, built.options, say)
@@ -126,11 +126,8 @@ def find_neighbors(
             f"{chosen} index of rows {start} to {stop - 1}: built, "
             f"{time.perf_counter() - build_began:.1f} s"
         )
-        for first in range(0, count, _QUERY_ROWS):
-            last = min(first + _QUERY_ROWS, count)
-            queries = read_rows(vectors, first, last)
-            ids, similarities = _search(built, queries, k + 1, start)
-            lists.merge(first, *_without(ids, similarities, np.arange(first, last)))
+        for first, ids, similarities in others(built, start, vectors, 0, k):
+            lists.merge(first, ids, similarities)
     seconds = time.perf_counter() - began
     say(f"{k} neighbours of {count} documents: {seconds:.1f} s, {count / seconds:.0f} documents/s")
     return Neighbors(
@@ -175,14 +172,15 @@ def build_index(
             floor.
     """
     say = log if log is not None else _silent
-    _check_options(k, recall_floor, recall_sample, None)
+    check_search(k, recall_floor, recall_sample, None)
     options = make_options(scann or {})
     check_vectors(vectors, what="the pool's vectors")
     count = len(vectors)
-    built = _build(choose_index(index, count, say), read_rows(vectors, 0, count), k, options)
+    built = build_over(choose_index(index, count, say), read_rows(vectors, 0, count), k, options)
     if isinstance(built, ScannIndex):
-        sample = _Sample(vectors, _draw(count, recall_sample, seed), k)
-        built = sample.add(built, 0, options, recall_floor)
+        sample = RecallSample(vectors, draw_sample(count, recall_sample, seed), k)
+        built, found, true = sample.search(built, 0, options, recall_floor)
+        sample.take(found, true)
         sample.judge(recall_floor, built.options, say)
     return built
 
@@ -206,9 +204,9 @@ def search_queries(index: Index, queries: Vectors, k: int) -> tuple[np.ndarray, 
     if k < 1:
         raise ConfigError(f"k is {k}, expected at least 1.")
     check_vectors(queries, width=index.rows.shape[1], what="queries")
-    lists = _Lists(len(queries), k)
-    for first in range(0, len(queries), _QUERY_ROWS):
-        last = min(first + _QUERY_ROWS, len(queries))
+    lists = BestLists(len(queries), k)
+    for first in range(0, len(queries), QUERY_ROWS):
+        last = min(first + QUERY_ROWS, len(queries))
         lists.merge(first, *_search(index, read_rows(queries, first, last), k, 0))
     return lists.ids, lists.similarities
 
@@ -237,14 +235,64 @@ def choose_index(index: IndexName, rows: int, log: Callable[[str], None]) -> str
     return "scann"
 
 
-def _draw(count: int, wanted: int, seed: int) -> np.ndarray:
+def whole_blocks(rows: int | None, count: int) -> int:
+    """Returns the rows of a shard: whole blocks of an exact search, at most ``count``.
+
+    So a pair is multiplied at the same place of a block with any shards.
+
+    Args:
+        rows: What was asked for; None: all in one.
+        count: Rows of the corpus.
+    """
+    return count if rows is None else min(count, -(-rows // ROW_BLOCK) * ROW_BLOCK)
+
+
+def draw_sample(count: int, wanted: int, seed: int) -> np.ndarray:
+    """Draws documents to measure recall on, sorted."""
     return np.sort(np.random.default_rng(seed).permutation(count)[:wanted])
 
 
-class _Lists:
-    """The best neighbours so far, a row a query."""
+def build_over(name: str, rows: np.ndarray, count: int, options: ScannOptions) -> Index:
+    """Builds an index over checked rows; ``name`` is what ``choose_index`` returned."""
+    if name == "exact":
+        return ExactIndex(rows)
+    return ScannIndex.build(rows, count=count, options=options)
+
+
+def others(
+    index: Index, start: int, queries: Vectors, first: int, k: int
+) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
+    """Searches documents in the index of a shard, each without itself.
+
+    Args:
+        index: Over the shard's rows.
+        start: The first document of the shard.
+        queries: [queries, width], vectors of the documents from ``first`` on.
+        first: The first document that is searched, a multiple of 8192 for the same numbers as in
+            one search of everything.
+        k: Neighbours.
+
+    Yields:
+        (first document of a block, ids [block, k + 1], similarities [block, k + 1]); a document's
+        own place holds -1 and -inf.
+    """
+    for block in range(0, len(queries), QUERY_ROWS):
+        stop = min(block + QUERY_ROWS, len(queries))
+        ids, similarities = _search(index, read_rows(queries, block, stop), k + 1, start)
+        own = np.arange(first + block, first + stop)
+        yield first + block, *_without(ids, similarities, own)
+
+
+class BestLists:
+    """The best neighbours so far, a row a query; the order of merging does not matter.
+
+    Attributes:
+        ids: [queries, k] int64, -1 where there is none.
+        similarities: [queries, k] float32, -inf where there is none.
+    """
 
     def __init__(self, queries: int, k: int) -> None:
+        """Starts with empty lists."""
         self.ids = np.full((queries, k), -1, np.int64)
         self.similarities = np.full((queries, k), -np.inf, np.float32)
 
@@ -259,26 +307,41 @@ class _Lists:
         self.ids[block], self.similarities[block] = both[:, :k], values[:, :k]
 
 
-class _Sample:
+# Candidates: ids and similarities.
+Candidates = tuple[np.ndarray, np.ndarray]
+
+
+class RecallSample:
     """Documents that are searched twice, to know what an index misses."""
 
     def __init__(self, vectors: Vectors, documents: np.ndarray, k: int) -> None:
+        """Reads the vectors of the sample; ``documents`` comes from ``draw_sample``."""
         self.documents = documents
         self.queries = np.concatenate([read_rows(vectors, row, row + 1) for row in documents])
         self.k = k
-        self.found = _Lists(len(documents), k)
-        self.exact = _Lists(len(documents), k)
+        self.found = BestLists(len(documents), k)
+        self.exact = BestLists(len(documents), k)
 
     @property
     def recall(self) -> float:
         """The recall of the lists so far."""
         return recall(self.found.similarities, self.exact.similarities)
 
-    def add(self, index: ScannIndex, start: int, options: ScannOptions, floor: float) -> ScannIndex:
-        """Searches a shard both ways; returns the index that searches enough partitions."""
-        exact = ExactIndex(index.rows)
-        ids, similarities = self._search(exact, start)
-        self.exact.merge(0, ids, similarities)
+    def search(
+        self, index: ScannIndex, start: int, options: ScannOptions, floor: float
+    ) -> tuple[ScannIndex, Candidates, Candidates]:
+        """Searches a shard both ways.
+
+        Args:
+            index: Over the shard's rows.
+            start: The first document of the shard.
+            options: What the user chose.
+            floor: Smallest recall that is accepted.
+
+        Returns:
+            The index, searching enough partitions; what it found; what there is to find.
+        """
+        ids, similarities = self._search(ExactIndex(index.rows), start)
         if not options.leaves_to_search:
             exact_values = sort_neighbors(ids, similarities)[1][:, : self.k]
             # Half of what the floor allows to miss: the sample is a sample.
@@ -286,8 +349,12 @@ class _Sample:
             index = index.widen(
                 lambda wider: recall(self._values(wider, start), exact_values) >= target
             )
-        self.found.merge(0, *self._search(index, start))
-        return index
+        return index, self._search(index, start), (ids, similarities)
+
+    def take(self, found: Candidates, exact: Candidates) -> None:
+        """Takes in what ``search`` returned for a shard."""
+        self.found.merge(0, *found)
+        self.exact.merge(0, *exact)
 
     def judge(self, floor: float, options: ScannOptions, say: Callable[[str], None]) -> None:
         """Says what the recall is, and stops where it is too low."""
@@ -300,17 +367,11 @@ class _Sample:
             )
         say(f"{line} (searching {options.leaves_to_search} of {options.leaves} leaves)")
 
-    def _search(self, index: Index, start: int) -> tuple[np.ndarray, np.ndarray]:
+    def _search(self, index: Index, start: int) -> Candidates:
         return _without(*_search(index, self.queries, self.k + 1, start), self.documents)
 
     def _values(self, index: Index, start: int) -> np.ndarray:
         return sort_neighbors(*self._search(index, start))[1][:, : self.k]
-
-
-def _build(name: str, rows: np.ndarray, count: int, options: ScannOptions) -> Index:
-    if name == "exact":
-        return ExactIndex(rows)
-    return ScannIndex.build(rows, count=count, options=options)
 
 
 def _search(
@@ -330,7 +391,12 @@ def _without(
     return np.where(is_own, -1, ids), np.where(is_own, -np.float32(np.inf), similarities)
 
 
-def _check_options(k: int, recall_floor: float, recall_sample: int, shard_rows: int | None) -> None:
+def check_search(k: int, recall_floor: float, recall_sample: int, shard_rows: int | None) -> None:
+    """Refuses options that no search can have.
+
+    Raises:
+        ConfigError: The message names the option and what is expected.
+    """
     if k < 1:
         raise ConfigError(f"k is {k}, expected at least 1.")
     if not 0 <= recall_floor <= 1:

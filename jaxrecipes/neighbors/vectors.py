@@ -35,13 +35,16 @@ def read_rows(vectors: Vectors, start: int, stop: int) -> np.ndarray:
     return np.ascontiguousarray(vectors[start:stop], dtype=np.float32)
 
 
-def check_vectors(vectors: Vectors, *, width: int | None = None, what: str = "vectors") -> int:
+def check_vectors(
+    vectors: Vectors, *, width: int | None = None, what: str = "vectors", first: int = 0
+) -> int:
     """Reads every row once and refuses what cannot be searched.
 
     Args:
         vectors: [rows, width] of any float dtype.
         width: The width that the rows must have; any where it is None.
         what: What the rows are, for the message.
+        first: Number of the first row, where they are a part of something.
 
     Returns:
         The width.
@@ -72,7 +75,7 @@ def check_vectors(vectors: Vectors, *, width: int | None = None, what: str = "ve
         # A NaN or an infinity in a row shows in its norm; written so that NaN counts as wrong.
         wrong = np.flatnonzero(~(np.abs(norms - 1.0) <= NORM_TOLERANCE))
         if len(wrong):
-            raise DataError(_complaint(what, start + int(wrong[0]), rows[wrong[0]]))
+            raise DataError(_complaint(what, first + start + int(wrong[0]), rows[wrong[0]]))
     assert width is not None
     return width
 

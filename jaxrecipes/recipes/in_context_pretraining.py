@@ -6,7 +6,8 @@ contexts that are cut where they are full (section 3.2 of the paper). Contexts, 
 shuffled during training, so that a batch is diverse.
 
 Each stage leaves a folder named by the hash of what shaped it, so that arms which share a stage
-share its result, and a run that was stopped goes on.
+share its result, and a run that was stopped goes on. The work inside of a stage is done in pieces
+(neighbors/corpus), by this process or by a cluster.
 """
 
 from __future__ import annotations
@@ -27,13 +28,17 @@ from jaxrecipes.config.recipe_options import DuplicatesSection, InContextPretrai
 from jaxrecipes.data.document_file import DocumentFile, write_document_file
 from jaxrecipes.data.documents import Document
 from jaxrecipes.errors import DataError
-from jaxrecipes.neighbors.deduplicate import Removed, find_duplicates
-from jaxrecipes.neighbors.embed import embed_documents
+from jaxrecipes.neighbors.corpus.duplicates import deduplicate_corpus
+from jaxrecipes.neighbors.corpus.embed import embed_corpus
+from jaxrecipes.neighbors.corpus.order import order_corpus
+from jaxrecipes.neighbors.corpus.search import CorpusLists, search_corpus
+from jaxrecipes.neighbors.corpus.vectors import StoredVectors
+from jaxrecipes.neighbors.deduplicate import Duplicates, Removed, Thresholds
+from jaxrecipes.neighbors.executor import Executor, LocalExecutor
 from jaxrecipes.neighbors.graph import build_graph
 from jaxrecipes.neighbors.methods import OrderInputs, order_documents
 from jaxrecipes.neighbors.order import Order, order_statistics
-from jaxrecipes.neighbors.search import find_neighbors
-from jaxrecipes.neighbors.store import Neighbors, load_neighbors, save_neighbors
+from jaxrecipes.neighbors.ray_executor import RayExecutor
 from jaxrecipes.stages import run_stage, stage_key, write_json
 
 # `best_fit` is a way of packing: its documents are in random order.
@@ -93,13 +98,17 @@ def order_source(
         The ordered documents.
 
     Raises:
+        ConfigError: Ray or ScaNN was asked for and is not there.
         DataError: There are too few documents, the index misses too many neighbours, or a text
             cannot be embedded.
     """
+    executor = _executor(options, log)
+
+    def place(name: str, inputs: Mapping[str, Any]) -> Path:
+        return folder / f"{name}-{stage_key(inputs)[:12]}"
 
     def stage(name: str, inputs: Mapping[str, Any], make: Callable[[Path], Any]) -> Path:
-        target = folder / f"{name}-{stage_key(inputs)[:12]}"
-        return run_stage(target, inputs, make).folder
+        return run_stage(place(name, inputs), inputs, make).folder
 
     read = {"code": __version__, "source": dict(source)}
     found = stage("documents", read, lambda target: write_document_file(documents(), target))
@@ -110,63 +119,76 @@ def order_source(
             "more. Give more documents, or lower data.held_out."
         )
 
-    def lengths() -> np.ndarray:
-        counting = {**read, "tokenizer": tokenizer}
+    def count_lengths(target: Path) -> None:
+        counts = np.fromiter(count_tokens(everything), np.int64, len(everything))
+        np.save(target / "tokens.npy", counts)
 
-        def make(target: Path) -> None:
-            counts = np.fromiter(count_tokens(everything), np.int64, len(everything))
-            np.save(target / "tokens.npy", counts)
-
-        return np.load(stage("tokens", counting, make) / "tokens.npy")
-
+    lengths = stage("tokens", {**read, "tokenizer": tokenizer}, count_lengths) / "tokens.npy"
     embedding = {
         **read,
         "encoder": encoder.fingerprint,
         "encoder_tokens": options.encoder_tokens,
         "encoder_prompt": options.encoder_prompt,
         "compute_dtype": compute_dtype,
+        "shard_documents": options.shard_documents,
     }
-    vectors = embed_documents(
+    embeddings = embed_corpus(
         everything,
         encoder,
-        folder / f"embeddings-{stage_key(embedding)[:12]}",
+        place("embeddings", embedding),
         key={name: json.dumps(value) for name, value in embedding.items()},
+        executor=executor,
+        shard_documents=options.shard_documents,
         max_tokens=options.encoder_tokens,
         prompt=options.encoder_prompt,
         compute_dtype=jnp.dtype(compute_dtype),
         log=log,
-    ).vectors(0, len(everything))
+    )
     searching = {
         **embedding,
+        "vectors": embeddings.key,
         "neighbors": options.neighbors,
         "index": options.index,
+        "index_documents": options.index_documents,
         "recall_floor": options.recall_floor,
         "seed": seed,
     }
 
-    def search(name: str, inputs: Mapping[str, Any], vectors: np.ndarray) -> Neighbors:
-        def make(target: Path) -> None:
-            found = find_neighbors(
-                vectors,
-                options.neighbors,
-                index=options.index,
-                recall_floor=options.recall_floor,
-                seed=seed,
-                log=log,
-            )
-            save_neighbors(target / "lists", found)
+    def search(name: str, inputs: Mapping[str, Any], vectors: StoredVectors) -> CorpusLists:
+        return search_corpus(
+            vectors,
+            options.neighbors,
+            place(name, inputs),
+            key=stage_key(inputs),
+            executor=executor,
+            shard_documents=options.shard_documents,
+            index_documents=options.index_documents,
+            index=options.index,
+            recall_floor=options.recall_floor,
+            seed=seed,
+            log=log,
+        )
 
-        return load_neighbors(stage(name, inputs, make) / "lists")
-
-    neighbors = search("neighbors", searching, vectors)
+    vectors = StoredVectors(embeddings.folder)
+    lists = search("neighbors", searching, vectors)
     removing = {**searching, "duplicates": options.duplicates.model_dump(), "tokenizer": tokenizer}
-    removed = stage(
-        "duplicates",
-        removing,
-        lambda target: _write_duplicates(
-            everything, neighbors, vectors, lengths(), options.duplicates, target
-        ),
-    )
+
+    def remove(target: Path) -> None:
+        limits = options.duplicates
+        found = deduplicate_corpus(
+            lists,
+            vectors,
+            everything,
+            lengths,
+            place("copies", removing),
+            key=stage_key(removing),
+            executor=executor,
+            thresholds=Thresholds(limits.similarity or _NEVER, limits.overlap or _NEVER),
+            with_texts=limits.overlap is not None,
+        )
+        _write_duplicates(everything, found, limits, target)
+
+    removed = stage("duplicates", removing, remove)
     kept = np.load(removed / "kept.npy")
     pool = everything
     if len(kept) < len(everything):
@@ -178,31 +200,47 @@ def order_source(
                 lambda target: write_document_file((everything[int(i)] for i in kept), target),
             )
         )
-        vectors = vectors[kept]
+        vectors = StoredVectors(embeddings.folder, removed / "kept.npy")
         # Searched again, so that a document whose nearest were copies has as many as the others.
-        neighbors = search("kept_neighbors", removing, vectors)
+        lists = search("kept_neighbors", removing, vectors)
     ordering = {
         **removing,
         "order": options.order,
         "degree": options.degree,
         "start": options.start,
+        "partition_documents": options.partition_documents,
         "context_length": context_length,
     }
 
     def make_order(target: Path) -> None:
         log(f"ordering {len(pool)} documents: {options.order}")
-        walk = {"degree": options.degree, "start": options.start}
-        inputs = OrderInputs(
-            count=len(pool),
-            lengths=lengths()[kept],
-            context_length=context_length,
-            seed=seed,
-            neighbors=neighbors,
-            vectors=vectors,
-            text=pool.text,
-            options=walk if options.order == "path" else {},
-        )
-        order = order_documents("random" if options.order == BEST_FIT else options.order, inputs)
+        neighbors = lists.neighbors()
+        if options.order == "path" and options.partition_documents is not None:
+            order = order_corpus(
+                lists,
+                vectors,
+                place("paths", ordering),
+                key=stage_key(ordering),
+                executor=executor,
+                partition_documents=options.partition_documents,
+                degree=options.degree,
+                start=options.start,
+                seed=seed,
+            )
+        else:
+            walk = {"degree": options.degree, "start": options.start}
+            inputs = OrderInputs(
+                count=len(pool),
+                lengths=np.load(lengths)[kept],
+                context_length=context_length,
+                seed=seed,
+                neighbors=neighbors,
+                vectors=vectors,
+                text=pool.text,
+                options=walk if options.order == "path" else {},
+            )
+            method = "random" if options.order == BEST_FIT else options.order
+            order = order_documents(method, inputs)
         order.save(target)
         write_document_file(_in_order(pool, order), target)
         graph = build_graph(neighbors.ids, neighbors.similarities)
@@ -213,35 +251,25 @@ def order_source(
         "order": options.order,
         "documents": len(everything),
         "neighbors": options.neighbors,
-        "index": neighbors.index,
-        "recall": neighbors.recall,
+        "index": lists.facts["index"],
+        "recall": lists.facts["recall"],
         "duplicates": json.loads((removed / "duplicates.json").read_text(encoding="utf-8")),
         **json.loads((finished / "statistics.json").read_text(encoding="utf-8")),
     }
     return OrderedDocuments(pool, Order.load(finished), DocumentFile(finished), statistics)
 
 
-def _write_duplicates(
-    documents: DocumentFile,
-    neighbors: Neighbors,
-    vectors: np.ndarray,
-    lengths: np.ndarray,
-    thresholds: DuplicatesSection,
-    target: Path,
-) -> None:
-    ids = [document.id for document in documents]
-    found = find_duplicates(
-        neighbors,
-        vectors,
-        lengths,
-        ids=ids,
-        texts=documents.text if thresholds.overlap is not None else None,
-        similarity=thresholds.similarity or _NEVER,
-        overlap=thresholds.overlap or _NEVER,
-    )
+def _executor(options: InContextPretrainingSection, log: _Log) -> Executor:
+    asked = options.ray.model_dump()
+    return LocalExecutor(log) if options.executor == "local" else RayExecutor(**asked, log=log)
 
+
+def _write_duplicates(
+    documents: DocumentFile, found: Duplicates, thresholds: DuplicatesSection, target: Path
+) -> None:
     def named(removed: Removed) -> dict[str, Any]:
-        return {**asdict(removed), "index": ids[removed.index], "kept": ids[removed.kept]}
+        names = {name: documents[getattr(removed, name)].id for name in ("index", "kept")}
+        return {**asdict(removed), **names}
 
     if len(found.removed) > thresholds.most * len(documents):
         pairs = [named(one) for one in found.examples(_SHOWN_DUPLICATES)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -35,5 +36,7 @@ def small_config(output: Path) -> dict[str, Any]:
 
 def write_config(path: Path, data: Any) -> Path:
     """Writes plain data as YAML."""
-    path.write_text(yaml.safe_dump(data, sort_keys=False), encoding="utf-8")
+    # What occurs twice would become an alias, which configs must not have.
+    plain = json.loads(json.dumps(data))
+    path.write_text(yaml.safe_dump(plain, sort_keys=False), encoding="utf-8")
     return path

@@ -15,7 +15,8 @@ from jaxrecipes.errors import ConfigError, DataError
 from jaxrecipes.models.encoder import encode
 from jaxrecipes.models.pooling import normalize, pool
 from jaxrecipes.neighbors import embeddings as embeddings_module
-from jaxrecipes.neighbors.embed import embed_documents, embed_texts, make_embedder
+from jaxrecipes.neighbors.embed import embed_documents, embed_texts
+from jaxrecipes.neighbors.embedder import choose_options
 from jaxrecipes.neighbors.embeddings import open_embeddings
 from tests.devices import run_on_devices
 from tests.encoders import WORDS, tiny_encoder
@@ -41,7 +42,11 @@ OPTIONS = {"key": {"source": "1"}, "shard_documents": 6, "tokens_per_batch": 256
 
 
 def contents(folder):
-    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
 
 
 def alone(encoder, text, max_tokens=64):
@@ -114,11 +119,11 @@ def test_a_damaged_shard_is_made_again(encoder, tmp_path):
     embed_documents(DOCUMENTS, encoder, tmp_path / "whole", **OPTIONS)
     with pytest.raises(Killed):
         embed_documents(until(DOCUMENTS, 22), encoder, tmp_path / "e", **OPTIONS)
-    shard = tmp_path / ".e.partial" / "vectors-00001.npy"
+    shard = tmp_path / ".e.partial" / "00001" / "vectors.npy"
     shard.write_bytes(shard.read_bytes()[:-1] + b"\x00")
     lines = []
     found = embed_documents(DOCUMENTS, encoder, tmp_path / "e", **OPTIONS, log=lines.append)
-    assert any("shard 1 is damaged" in line for line in lines)
+    assert any("00001: made again, because vectors.npy is damaged" in line for line in lines)
     assert contents(found.folder) == contents(tmp_path / "whole")
 
 
@@ -130,7 +135,7 @@ def test_other_documents_after_a_kill_are_noticed(encoder, tmp_path):
         embed_documents(until(DOCUMENTS, 22), encoder, tmp_path / "e", **OPTIONS)
     lines = []
     found = embed_documents(changed, encoder, tmp_path / "e", **OPTIONS, log=lines.append)
-    assert any("shard 1 are others than before" in line for line in lines)
+    assert any("00001: made again, because it was made of something else" in line for line in lines)
     assert contents(found.folder) == contents(tmp_path / "whole")
 
 
@@ -190,7 +195,7 @@ def test_memory_holds_one_shard_of_documents(encoder, tmp_path):
         for document in DOCUMENTS:
             asked.append(document.id)
             partial = tmp_path / ".e.partial"
-            ahead.append(len(asked) - 6 * len(list(partial.glob("vectors-*.npy"))))
+            ahead.append(len(asked) - 6 * len(list(partial.glob("0*/vectors.npy"))))
             yield document
 
     embed_documents(counted(), encoder, tmp_path / "e", **OPTIONS)
@@ -231,9 +236,9 @@ def _without_special_tokens(tokenizer):
 
 def test_wrong_options_are_refused(encoder, tmp_path):
     with pytest.raises(ConfigError, match="max_tokens is 65.* 1 to 64"):
-        make_embedder(encoder, max_tokens=65)
+        choose_options(encoder, max_tokens=65)
     with pytest.raises(ConfigError, match="tokens_per_batch is 0"):
-        make_embedder(encoder, tokens_per_batch=0)
+        choose_options(encoder, tokens_per_batch=0)
     with pytest.raises(ConfigError, match="shard_documents is 0"):
         embed_documents(DOCUMENTS, encoder, tmp_path / "e", key={}, shard_documents=0)
     with pytest.raises(DataError, match="no documents"):

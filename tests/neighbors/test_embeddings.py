@@ -6,7 +6,16 @@ import numpy as np
 import pytest
 
 from jaxrecipes.errors import DataError
-from jaxrecipes.neighbors.embeddings import GrowingEmbeddings, open_embeddings
+from jaxrecipes.neighbors.embeddings import (
+    finish_growing,
+    open_embeddings,
+    open_growing,
+    partial_folder,
+    shard_entry,
+    shard_folder,
+    write_shard,
+)
+from jaxrecipes.neighbors.pieces import make_piece
 
 VECTORS = np.random.default_rng(0).normal(size=(11, 4)).astype(np.float32)
 IDS = [f"döc {number}\n\u2028" for number in range(11)]
@@ -15,11 +24,17 @@ IDS = [f"döc {number}\n\u2028" for number in range(11)]
 @pytest.fixture
 def folder(tmp_path):
     """Eleven vectors in shards of four."""
-    work = GrowingEmbeddings.open(tmp_path / ".e.partial", {"a": {"b": "c"}}, print)
-    for start in range(0, 11, 4):
+    partial, parts, entries = partial_folder(tmp_path / "e"), {"a": {"b": "c"}}, []
+    open_growing(partial, parts, print)
+    for number, start in enumerate(range(0, 11, 4)):
         part = slice(start, start + 4)
-        work.commit(IDS[part], VECTORS[part], tokens=3, digest="x")
-    work.finish(tmp_path / "e", width=4, dtype="float32")
+
+        def build(target, part=part):
+            write_shard(target, IDS[part], VECTORS[part])
+            return {"documents": len(IDS[part]), "tokens": 3, "digest": "x"}
+
+        entries.append(shard_entry(make_piece(shard_folder(partial, number), "k", build)))
+    finish_growing(partial, tmp_path / "e", parts, entries, width=4, dtype="float32")
     return tmp_path / "e"
 
 
@@ -34,6 +49,8 @@ def test_every_slice_is_the_slice_of_the_whole(folder):
     np.testing.assert_array_equal(found[:], VECTORS)
     np.testing.assert_array_equal(found[-3:], VECTORS[-3:])
     assert found[5:2].shape == (0, 4)
+    rows = np.array([9, 0, 4, 3, 4, 10])
+    np.testing.assert_array_equal(found.take_rows(rows), VECTORS[rows])
     with pytest.raises(IndexError, match="of 11"):
         found.vectors(0, 12)
     with pytest.raises(IndexError, match="step"):
@@ -45,17 +62,17 @@ def test_shards_are_mapped_not_read(folder):
 
 
 def test_damage_is_named(folder):
-    path = folder / "vectors-00001.npy"
+    path = folder / "00001/vectors.npy"
     good = path.read_bytes()
     path.write_bytes(good[:-4])
-    with pytest.raises(DataError, match="vectors-00001.npy: the file is truncated"):
+    with pytest.raises(DataError, match="00001/vectors.npy: the file is truncated"):
         open_embeddings(folder)
     path.write_bytes(good[:-4] + b"abcd")
     open_embeddings(folder)  # the size is right
-    with pytest.raises(DataError, match="vectors-00001.npy: the file is corrupt"):
+    with pytest.raises(DataError, match="00001/vectors.npy: the file is corrupt"):
         open_embeddings(folder, verify=True)
     path.unlink()
-    with pytest.raises(DataError, match="vectors-00001.npy: the file is missing"):
+    with pytest.raises(DataError, match="00001/vectors.npy: the file is missing"):
         open_embeddings(folder)
 
 

@@ -46,7 +46,7 @@ def test_self_is_left_out_by_id_where_copies_stand_before_it() -> None:
 
 def test_shards_give_the_lists_of_one_index(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(search, "ROW_BLOCK", 256)
-    monkeypatch.setattr(search, "_QUERY_ROWS", 100)
+    monkeypatch.setattr(search, "QUERY_ROWS", 100)
     monkeypatch.setattr(exact.ExactIndex.__init__, "__kwdefaults__", _blocks(256))
     vectors = unit_vectors(1000, 1, width=48)
     vectors[500:520] = vectors[3]
@@ -83,7 +83,7 @@ def test_refuses_bad_rows_before_any_index_is_built(
     index: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(search, "require_scann", lambda: None)
-    monkeypatch.setattr(search, "_build", lambda *_: pytest.fail("an index was built"))
+    monkeypatch.setattr(search, "build_over", lambda *_: pytest.fail("an index was built"))
     vectors = unit_vectors(50, 3)
     vectors[41, 2] = np.nan
     with pytest.raises(DataError, match="row 41 holds a NaN"):
