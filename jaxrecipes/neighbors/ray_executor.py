@@ -88,6 +88,9 @@ class RayExecutor:
             options["resources"] = {"TPU": self._tpus}
         if work.accelerator and self._gpus:
             options["num_gpus"] = self._gpus
+        if (self._tpus or self._gpus) and not work.accelerator:
+            # JAX would take every accelerator that it finds, from those who asked for one.
+            options["runtime_env"] = {"env_vars": {"JAX_PLATFORMS": "cpu"}}
         if work.keeps:
             dataset = dataset.map(
                 _KeptWorker,

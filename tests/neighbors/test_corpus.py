@@ -11,6 +11,7 @@ from jaxrecipes.checkpoint.random_model import random_encoder
 from jaxrecipes.data.document_file import DocumentFile
 from jaxrecipes.errors import DataError
 from jaxrecipes.neighbors import exact, scann_index, search
+from jaxrecipes.neighbors.corpus import embed as corpus_embed
 from jaxrecipes.neighbors.corpus import search as corpus_search
 from jaxrecipes.neighbors.corpus.search import search_corpus
 from jaxrecipes.neighbors.corpus.vectors import StoredVectors
@@ -252,6 +253,33 @@ def test_a_row_that_cannot_be_searched_is_named_before_any_search(tmp_path):
             index_documents=128,
             log=lambda _: None,
         )
+
+
+def test_other_devices_go_on_with_vectors_that_were_begun_elsewhere(
+    corpus, encoder, tmp_path, monkeypatch
+):
+    """Devices choose the size of batches; what was begun with another is not begun again."""
+
+    def embed(executor, tokens):
+        monkeypatch.setattr(corpus_embed, "suitable_tokens", lambda: tokens)
+        return corpus_embed.embed_corpus(
+            DocumentFile(corpus),
+            encoder,
+            tmp_path / "e",
+            key={"corpus": "1"},
+            executor=executor,
+            shard_documents=64,
+            max_tokens=16,
+            log=lambda _: None,
+        )
+
+    with pytest.raises(KilledError):
+        embed(DyingExecutor(1 + 3), 512)  # devices are asked, three shards are made
+    executor = DyingExecutor(100)
+    found = embed(executor, 2048)
+    assert found.manifest["key_parts"]["options"]["tokens_per_batch"] == "512"
+    assert executor.started == [f"embed {number}" for number in range(5)]
+    assert embed(DyingExecutor(0), 4096).reused
 
 
 @pytest.mark.slow

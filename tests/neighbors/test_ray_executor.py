@@ -34,6 +34,7 @@ def cluster():
     ray.init(
         address="local",
         num_cpus=2,
+        resources={"TPU": 4},  # a number to Ray
         include_dashboard=False,
         log_to_driver=False,
         object_store_memory=2**27,
@@ -66,7 +67,7 @@ class Squares:
 
 
 @needs_ray
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("keeps", [False, True])
 def test_pieces_come_back_in_order_also_where_a_worker_dies(cluster, tmp_path, keeps):
     work = Work("squares", 5, Squares(tmp_path, dies_at=2), keeps=keeps)
@@ -83,12 +84,36 @@ def test_errors_of_ours_arrive_as_they_were_raised(cluster, tmp_path):
 
 
 @needs_ray
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_piece_that_always_kills_its_worker_ends_the_run(cluster, tmp_path):
     work = Work("squares", 2, Squares(tmp_path, dies_at=1, deaths=1000))
     with pytest.raises(JaxrecipesError, match="squares: piece 1 lost its worker 4 times"):
         RayExecutor().run(work)
     assert len(list(tmp_path.glob("death*"))) == 1 + RETRIES
+
+
+@dataclass(frozen=True)
+class Given:
+    """Tells what a piece was given."""
+
+    def __call__(self) -> Worker:
+        import ray
+
+        context = ray.get_runtime_context()
+        variables = context.runtime_env.get("env_vars", {})
+        return lambda _: {"given": context.get_assigned_resources(), "variables": variables}
+
+
+@needs_ray
+@pytest.mark.slow
+def test_accelerators_go_to_the_stages_that_they_make_faster(cluster):
+    executor = RayExecutor(cpus=0.5, tpus=4)
+    (found,) = executor.run(Work("embed", 1, Given(), accelerator=True, keeps=True))
+    assert (found["given"]["CPU"], found["given"]["TPU"]) == (0.5, 4)
+    assert found["variables"] == {}
+    (found,) = executor.run(Work("merge", 1, Given(), memory=2**20))
+    assert "TPU" not in found["given"] and found["given"]["memory"] == 2**20
+    assert found["variables"] == {"JAX_PLATFORMS": "cpu"}
 
 
 # One stage whose workers are actors, one of tasks, and the last.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,8 +15,15 @@ from jaxrecipes.checkpoint.encoder import ImportedEncoder
 from jaxrecipes.data.document_file import DocumentFile
 from jaxrecipes.neighbors.embed import EmbeddingJob, complete_embeddings, plan_embedding
 from jaxrecipes.neighbors.embedder import choose_options, suitable_dtype, suitable_tokens
-from jaxrecipes.neighbors.embeddings import Embeddings, shard_folder
+from jaxrecipes.neighbors.embeddings import (
+    MANIFEST,
+    PARTS,
+    Embeddings,
+    partial_folder,
+    shard_folder,
+)
 from jaxrecipes.neighbors.executor import Executor, Work, Worker
+from jaxrecipes.neighbors.pieces import piece_key
 
 
 def embed_corpus(
@@ -36,7 +44,8 @@ def embed_corpus(
     """Embeds documents into a folder, or opens it where it is there already with the same key.
 
     The same files as ``embed_documents`` writes, from any executor, as long as its machines compute
-    alike. What is left to choose (None) is chosen by the devices of a worker.
+    alike. What is left to choose (None) is as it was when the work began; then a worker's devices
+    chose it.
 
     Args:
         documents: The documents; every worker can read the file.
@@ -58,25 +67,31 @@ def embed_corpus(
             (the message names it); or the folder holds something else.
         JaxrecipesError: The folder cannot be written.
     """
-    if tokens_per_batch is None or compute_dtype is None:
+    # Arrays of a device cannot be sent; NumPy's can.
+    sent = replace(encoder, params=jax.device_get(encoder.params))
+
+    def plan(tokens: int | None, dtype: Any) -> EmbeddingJob:
+        options = choose_options(
+            encoder,
+            tokens_per_batch=tokens if tokens_per_batch is None else tokens_per_batch,
+            max_tokens=max_tokens,
+            prompt=prompt,
+            compute_dtype=dtype if compute_dtype is None else compute_dtype,
+        )
+        return plan_embedding(
+            sent,
+            key=key,
+            options=options,
+            shard_documents=shard_documents,
+            storage_dtype=storage_dtype,
+        )
+
+    job = _begun(folder, plan)
+    if job is None and (tokens_per_batch is None or compute_dtype is None):
         (suitable,) = executor.run(Work("devices", 1, _ask_devices, accelerator=True, keeps=True))
-        tokens_per_batch = tokens_per_batch or suitable["tokens"]
-        compute_dtype = compute_dtype or suitable["dtype"]
-    options = choose_options(
-        encoder,
-        tokens_per_batch=tokens_per_batch,
-        max_tokens=max_tokens,
-        prompt=prompt,
-        compute_dtype=compute_dtype,
-    )
-    job = plan_embedding(
-        # Arrays of a device cannot be sent; NumPy's can.
-        replace(encoder, params=jax.device_get(encoder.params)),
-        key=key,
-        options=options,
-        shard_documents=shard_documents,
-        storage_dtype=storage_dtype,
-    )
+        job = plan(suitable["tokens"], suitable["dtype"])
+    elif job is None:
+        job = plan(tokens_per_batch, compute_dtype)
     parameters = sum(np.asarray(leaf).nbytes for leaf in jax.tree.leaves(job.encoder.params))
     # Texts as they are read, then their tokens; vectors as they are computed and stored.
     texts = documents.bytes * shard_documents // max(len(documents), 1)
@@ -114,6 +129,24 @@ class _EmbedShards:
             return embed(shard_folder(self.partial, piece), some, None, lambda _: None)
 
         return make
+
+
+def _begun(folder: Path, plan: Callable[[int, Any], EmbeddingJob]) -> EmbeddingJob | None:
+    """Returns the job of what is there, if it is this one up to what the devices chose.
+
+    So the machines that go on with it, or only read it, may be others.
+    """
+    for path, name in ((folder / MANIFEST, "key_parts"), (partial_folder(folder) / PARTS, None)):
+        try:
+            found = json.loads(path.read_bytes())
+            parts = found if name is None else found[name]
+            options = parts["options"]
+            job = plan(int(options["tokens_per_batch"]), options["compute_dtype"])
+        except (OSError, ValueError, KeyError, TypeError):
+            continue
+        if piece_key(job.parts) == piece_key(parts):
+            return job
+    return None
 
 
 def _ask_devices() -> Worker:
