@@ -72,7 +72,7 @@ def pair_documents(
         raise DataError(
             f"{len(documents)} held-out documents with {len(related)} related pairs among them "
             "cannot show what a related context is worth; expected at least three documents and "
-            "one pair. Raise data.held_out or give more documents."
+            "one pair. Raise data.held_out or evaluate.learn_documents, or give more documents."
         )
     half = length // 2
     generator = np.random.default_rng(seed)

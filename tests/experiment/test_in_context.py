@@ -45,6 +45,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     data |= {"recipe": "in_context_pretraining", "in_context_pretraining": OPTIONS}
     data["data"] |= {"attend": "context", "learn": [{"source": str(texts)}]}
     data["train"] |= {"steps": 2}
+    data["evaluate"] |= {"learn_documents": 6}
     data["compare"] = [
         {
             "name": name,
