@@ -152,7 +152,7 @@ class DeadlyExecutor:
 
 
 @needs_ray
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_output_is_that_of_the_local_executor_though_workers_die(cluster, tmp_path):
     encoder = random_encoder("tiny-bert", seed=0)
     # More than one index and one shard of queries, whose blocks are 16,384 and 8192 documents.
