@@ -75,7 +75,7 @@ def list_recipes(arguments: argparse.Namespace, overrides: list[str]) -> None:
 
 def new(arguments: argparse.Namespace, overrides: list[str]) -> None:
     """Copies an annotated config."""
-    from jaxrecipes.recipes.shipped import shipped_config
+    from jaxrecipes.shipped_configs import shipped_config
 
     file: Path = arguments.file
     source = shipped_config(arguments.recipe, arguments.config)

@@ -8,16 +8,21 @@ again finds it and does nothing, another option or another input makes a new one
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from jaxrecipes.errors import JaxrecipesError
+from jaxrecipes.durable import (
+    find_damage,
+    folder_entries,
+    hash_values,
+    replace_folder,
+    synchronise,
+    write_json,
+)
 
 MANIFEST = "stage.json"
 
@@ -35,11 +40,6 @@ class StageResult:
     folder: Path
     reused: bool
     reason: str
-
-
-def stage_key(inputs: Mapping[str, Any]) -> str:
-    """Returns the SHA-256 of a mapping of JSON values, independent of the order of its keys."""
-    return hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()
 
 
 def run_stage(
@@ -62,22 +62,12 @@ def run_stage(
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     build(partial)
-    files = {
-        str(path.relative_to(partial)): {
-            "bytes": path.stat().st_size,
-            "sha256": file_sha256(path),
-        }
-        for path in sorted(partial.rglob("*"))
-        if path.is_file()
-    }
-    manifest = {"key": stage_key(inputs), "inputs": inputs, "files": files}
+    files = folder_entries(partial)
+    manifest = {"key": hash_values(inputs), "inputs": inputs, "files": files}
     write_json(partial / MANIFEST, manifest)
-    for path in partial.rglob("*"):
-        if path.is_file():
-            _synchronise(path)
-    shutil.rmtree(folder, ignore_errors=True)
-    os.replace(partial, folder)
-    _synchronise(folder.parent)
+    for name in files:
+        synchronise(partial / name)
+    replace_folder(partial, folder)
     return StageResult(folder, False, reason)
 
 
@@ -95,45 +85,9 @@ def why_stale(folder: Path, inputs: Mapping[str, Any]) -> str:
         recorded, files = manifest["inputs"], manifest["files"]
     except (json.JSONDecodeError, KeyError, UnicodeDecodeError):
         return f"{path} is damaged"
-    if manifest["key"] != stage_key(inputs):
+    if manifest["key"] != hash_values(inputs):
         changed = sorted(
             key for key in {*recorded, *inputs} if recorded.get(key) != inputs.get(key)
         )
         return "changed since it was made: " + ", ".join(changed)
-    for name, expected in files.items():
-        file = folder / name
-        if not file.is_file():
-            return f"{file} is missing"
-        if file.stat().st_size != expected["bytes"] or file_sha256(file) != expected["sha256"]:
-            return f"{file} is not the file that was written"
-    return ""
-
-
-def file_sha256(path: Path) -> str:
-    """Returns the SHA-256 of a file's bytes."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Writes JSON to a file in one step: the file is either the old or the new one.
-
-    Raises:
-        JaxrecipesError: The folder cannot be written, for example because the disk is full.
-    """
-    temporary = path.with_name(path.name + ".partial")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
-        _synchronise(temporary)
-        os.replace(temporary, path)
-    except OSError as error:
-        raise JaxrecipesError(f"cannot write {path}: {error.strerror or error}") from error
-
-
-def _synchronise(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    return find_damage(folder, files) or ""

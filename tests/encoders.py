@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import jax
 
 from jaxrecipes.checkpoint.encoder import ImportedEncoder
+from jaxrecipes.checkpoint.random_model import ENCODER_PRESETS
 from jaxrecipes.checkpoint.tokenizer import load_tokenizer
 from jaxrecipes.models.encoder import init_encoder_params
-from jaxrecipes.models.encoder_config import EncoderConfig
 
 WORDS = ["the", "a", "cat", "dog", "sat", "ran", "on", "mat", "road", "fast", "slow", "and", "moon"]
 SPECIAL = {
@@ -100,19 +101,8 @@ def write_encoder(folder: Path, kind: str, *, head: bool = False) -> Path:
 
 def tiny_encoder(folder: Path, *, seed: int = 0) -> ImportedEncoder:
     """Makes a small BERT in memory, without torch; its tokenizer is read from a folder."""
-    config = EncoderConfig(
-        family="bert",
-        vocab_size=60,
-        hidden_size=32,
-        intermediate_size=48,
-        num_layers=2,
-        num_heads=4,
-        max_position_embeddings=64,
-        type_vocab_size=2,
-        norm_epsilon=1e-12,
-        activation="gelu",
-        position_offset=0,
-        pad_token_id=0,
+    config = replace(
+        ENCODER_PRESETS["tiny-bert"], vocab_size=60, max_position_embeddings=64, pad_token_id=0
     )
     leaves, structure = jax.tree.flatten(init_encoder_params(config, jax.random.key(seed)))
     keys = jax.random.split(jax.random.key(seed + 1), len(leaves))

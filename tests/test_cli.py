@@ -12,7 +12,7 @@ import pytest
 from jaxrecipes import errors, failures
 from jaxrecipes.cli import main, split_overrides
 from jaxrecipes.recipes import RECIPES
-from jaxrecipes.recipes.shipped import shipped_config
+from jaxrecipes.shipped_configs import shipped_config
 
 VERBS = ["ls", "new", "validate", "preview", "plan", "run", "eval", "generate", "export", "report"]
 VERBS += ["env"]

@@ -7,13 +7,14 @@ from pathlib import Path
 
 import pytest
 
+import jaxrecipes.recipes
 from jaxrecipes.cli import main
 from jaxrecipes.config import Config, expand_arms, load_config
 from jaxrecipes.config.problems import section_types
 from jaxrecipes.config.recipe_options import RECIPE_SECTIONS, RecipeName
 from jaxrecipes.config.section import Section
 from jaxrecipes.recipes import RECIPES
-from jaxrecipes.recipes.shipped import shipped_config, shipped_folder
+from jaxrecipes.shipped_configs import shipped_config, shipped_folder
 
 FOLDER = Path(__file__).parent.parent / "configs"
 FILES = sorted(FOLDER.rglob("*.yaml"))
@@ -43,7 +44,11 @@ def test_the_table_the_folders_and_the_schema_name_the_same_recipes():
     assert listed == set(FILES)
 
 
-def test_every_recipe_has_its_own_file_and_a_tiny_config():
+def test_every_recipe_has_its_own_file_and_page_and_a_tiny_config():
+    modules = {path.stem for path in Path(jaxrecipes.recipes.__file__).parent.glob("[!_]*.py")}
+    assert modules == {recipe.name for recipe in RECIPES}
+    pages = {path.stem for path in (FOLDER.parent / "docs" / "recipes").glob("*.md")}
+    assert modules <= pages
     for recipe in RECIPES:
         importlib.import_module(f"jaxrecipes.recipes.{recipe.name}")
         assert "tiny" in recipe.configs

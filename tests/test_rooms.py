@@ -13,6 +13,7 @@ ROOMS = (
     ("cli",),
     ("plan",),
     ("experiment",),
+    ("shipped_configs",),
     ("recipes",),
     ("config",),
     ("stages",),
@@ -27,7 +28,7 @@ ROOMS = (
     ("models",),
     ("sharding",),
     ("hosts",),
-    ("environment", "failures", "supervise"),
+    ("durable", "environment", "failures", "supervise"),
     ("errors", "__init__"),
 )
 HEIGHT = {room: -place for place, rooms in enumerate(ROOMS) for room in rooms}

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from jaxrecipes.checkpoint.model_config_write import huggingface_config, write_m
 from jaxrecipes.checkpoint.names import TensorName, tensor_names
 from jaxrecipes.checkpoint.tensor_files import INDEX_FILE, SINGLE_FILE, refuse_non_finite, shorten
 from jaxrecipes.checkpoint.tokenizer import GENERATION_FILE, copy_tokenizer
+from jaxrecipes.durable import replace_folder, synchronise
 from jaxrecipes.errors import CheckpointError
 from jaxrecipes.models.config import ModelConfig
 from jaxrecipes.models.decoder import hidden_states, logits
@@ -91,8 +92,9 @@ def export_checkpoint(
             _write_generation_settings(partial, values)
         if verify:
             _compare(partial, config, params, dtype)
-        _flush(partial)
-        _replace(partial, folder)
+        for path in [*partial.rglob("*"), partial]:
+            synchronise(path)
+        replace_folder(partial, folder)
     except OSError as error:
         raise CheckpointError(
             f"{folder} could not be written: {error.strerror or error}; free space or choose "
@@ -232,36 +234,18 @@ def probe_logits(config: ModelConfig, params: Tree) -> np.ndarray:
     count = _PROBE_ROWS * _PROBE_LENGTH
     token_ids = (np.arange(count, dtype=np.int64) * 7919 + 11) % config.vocab_size
     shape = (_PROBE_ROWS, _PROBE_LENGTH)
+    return np.asarray(_logits(config, params, token_ids.reshape(shape).astype(np.int32)))
+
+
+@partial(jax.jit, static_argnums=0)
+def _logits(config: ModelConfig, params: Tree, token_ids: jax.Array) -> jax.Array:
+    # Compiled once a model shape, however many arms are exported.
     states = hidden_states(
         config,
         params,
-        jnp.asarray(token_ids.reshape(shape), jnp.int32),
-        jnp.ones(shape, jnp.int32),
-        jnp.broadcast_to(jnp.arange(_PROBE_LENGTH, dtype=jnp.int32), shape),
+        token_ids,
+        jnp.ones_like(token_ids),
+        jnp.broadcast_to(jnp.arange(token_ids.shape[1], dtype=jnp.int32), token_ids.shape),
         compute_dtype=jnp.float32,
     )
-    return np.asarray(logits(config, params, states))
-
-
-def _flush(folder: Path) -> None:
-    """Waits until every file of a folder is on the disk."""
-    for path in [*folder.rglob("*"), folder]:
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-
-
-def _replace(partial: Path, folder: Path) -> None:
-    earlier = folder.parent / f".{folder.name}.earlier"
-    shutil.rmtree(earlier, ignore_errors=True)
-    if folder.exists():
-        folder.rename(earlier)
-    partial.rename(folder)
-    shutil.rmtree(earlier, ignore_errors=True)
-    descriptor = os.open(folder.parent, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    return logits(config, params, states)

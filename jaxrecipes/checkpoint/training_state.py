@@ -8,10 +8,8 @@ and a step whose files no longer match is put aside instead of being trained on.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
-import os
 import shutil
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -24,6 +22,7 @@ import jax
 import numpy as np
 from orbax.checkpoint import v1 as ocp
 
+from jaxrecipes.durable import folder_entries, hash_file, write_json
 from jaxrecipes.errors import CheckpointError
 from jaxrecipes.hosts import ONE_HOST, Hosts
 
@@ -256,7 +255,7 @@ class TrainingStates:
                     raise _DamagedError(
                         f"{name} has {file.stat().st_size} bytes; {size} were written"
                     )
-                if _digest(file) != digest:
+                if hash_file(file) != digest:
                     raise _DamagedError(f"{name} is not what was written")
         except (OSError, ValueError, TypeError, AttributeError) as error:
             raise _DamagedError(f"{_CHECKSUMS} cannot be read ({_first_line(error)})") from None
@@ -345,22 +344,12 @@ def _shapes(leaves: Mapping[str, Any]) -> dict[str, list[Any]]:
     }
 
 
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def _write_checksums(folder: Path) -> None:
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
-    checksums = {
-        str(path.relative_to(folder)): [path.stat().st_size, _digest(path)] for path in files
-    }
-    partial = folder / f".{_CHECKSUMS}"
-    with partial.open("w", encoding="utf-8") as file:
-        json.dump(checksums, file)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(folder / _CHECKSUMS)
+    entries = folder_entries(folder)
+    write_json(
+        folder / _CHECKSUMS,
+        {name: [entry["bytes"], entry["sha256"]] for name, entry in entries.items()},
+    )
 
 
 def _first_line(error: BaseException) -> str:

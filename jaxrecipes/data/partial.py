@@ -16,12 +16,11 @@ from typing import Any
 
 import numpy as np
 
-from jaxrecipes.data.durable import file_entry, sync_folder, write_json
 from jaxrecipes.data.pack import PackedRows, check_supervised
 from jaxrecipes.data.rows import Attend, Row, encode_row
-from jaxrecipes.data.sources import hash_file
 from jaxrecipes.data.store import DOCUMENTS, MANIFEST
 from jaxrecipes.data.tokenize import TokenizedDocument
+from jaxrecipes.durable import file_entry, hash_file, replace_folder, synchronise, write_json
 from jaxrecipes.errors import DataError
 
 PROGRESS = "progress.json"
@@ -120,18 +119,12 @@ class PartialSet:
         _write_documents(self)
         manifest["documents_file"] = file_entry(self.folder / DOCUMENTS)
         write_json(self.folder / MANIFEST, manifest)
-        old = target.with_name(f".{target.name}.old")
-        shutil.rmtree(old, ignore_errors=True)
         # From here on the partial folder is a complete set; its helpers go before it is moved.
         for block in self.blocks:
             (self.folder / block["listing"]["name"]).unlink(missing_ok=True)
         (self.folder / PROGRESS).unlink()
-        sync_folder(self.folder)
-        if target.exists():
-            target.rename(old)
-        self.folder.rename(target)
-        sync_folder(target.parent)
-        shutil.rmtree(old, ignore_errors=True)
+        synchronise(self.folder)
+        replace_folder(self.folder, target)
 
 
 def _write_shard(

@@ -16,14 +16,12 @@ from pathlib import Path
 from typing import Any
 
 from jaxrecipes.data.documents import Document, ReadReport
-from jaxrecipes.data.durable import locked, sync_folder, write_errors
 from jaxrecipes.data.pack import Fit, Overlong, pack, resolve_fit
 from jaxrecipes.data.partial import PROGRESS, PartialSet, digest_ids
 from jaxrecipes.data.rows import Attend, token_dtype
 from jaxrecipes.data.sources import (
     ResolvedSource,
     SourceSpec,
-    hash_file,
     read_documents,
     resolve_source,
     source_fingerprint,
@@ -35,7 +33,7 @@ from jaxrecipes.data.store import (
     PreparedSet,
     explain_miss,
     find_damage,
-    read_manifest,
+    read_set_manifest,
     set_key,
 )
 from jaxrecipes.data.tokenize import (
@@ -44,6 +42,7 @@ from jaxrecipes.data.tokenize import (
     end_token,
     tokenize_documents,
 )
+from jaxrecipes.durable import hash_file, locked, replace_folder, write_errors
 from jaxrecipes.errors import DataError
 
 BLOCK_TOKENS = 2**24
@@ -52,7 +51,6 @@ BLOCK_TOKENS = 2**24
 # The files whose code decides the bytes of a set; a change in any of them makes a new set.
 _SHAPING_CODE = [
     "documents.py",
-    "durable.py",
     "files.py",
     "installed.py",
     "libraries.py",
@@ -180,7 +178,7 @@ def _existing(
         if not (place / MANIFEST).exists():
             continue
         try:
-            manifest = read_manifest(place)
+            manifest = read_set_manifest(place)
         except DataError as error:
             say(f"not used: {error}")
             continue
@@ -196,14 +194,11 @@ def _existing(
             continue
         if place == partial:
             # A run was killed between its last write and the move.
-            if (folder / MANIFEST).exists():
-                shutil.rmtree(folder)
             for leftover in [*partial.glob("documents-*.jsonl"), partial / PROGRESS]:
                 leftover.unlink(missing_ok=True)
-            partial.rename(folder)
-            sync_folder(folder.parent)
+            replace_folder(partial, folder)
         shutil.rmtree(partial, ignore_errors=True)
-        shutil.rmtree(folder.with_name(f".{folder.name}.old"), ignore_errors=True)
+        shutil.rmtree(folder.with_name(f".{folder.name}.earlier"), ignore_errors=True)
         return PreparedSet(folder, manifest, reused=True)
     return None
 

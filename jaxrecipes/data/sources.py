@@ -19,6 +19,7 @@ from jaxrecipes.data.documents import (
     check_mapping,
     check_unique_ids,
 )
+from jaxrecipes.durable import hash_file
 from jaxrecipes.errors import ConfigError, DataError
 
 FILE_KINDS = ("text", "jsonl", "csv", "parquet")
@@ -159,19 +160,6 @@ def source_fingerprint(spec: SourceSpec | ResolvedSource) -> dict[str, str]:
             digest.update(encoded)
     result["documents"] = digest.hexdigest()
     return result
-
-
-def hash_file(path: Path) -> str:
-    """Returns the SHA-256 of a file's bytes in hexadecimal.
-
-    Raises:
-        DataError: The file cannot be read.
-    """
-    try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror or error}).") from None
 
 
 def _resolve_files(spec: SourceSpec) -> ResolvedSource:

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from jaxrecipes.data.rows import Attend, Row, decode_row, row_arrays
-from jaxrecipes.data.sources import hash_file
+from jaxrecipes.durable import hash_file, read_manifest
 from jaxrecipes.errors import DataError
 
 SCHEMA_VERSION = 1
@@ -161,7 +161,7 @@ def open_prepared(
             for another tokenizer or vocabulary.
     """
     folder = Path(folder)
-    manifest = read_manifest(folder)
+    manifest = read_set_manifest(folder)
     problem = find_damage(folder, manifest, verify=verify)
     if problem is not None:
         raise DataError(f"{problem} Prepare the set again (the same command does it).")
@@ -180,31 +180,19 @@ def open_prepared(
     return PreparedSet(folder, manifest)
 
 
-def read_manifest(folder: Path) -> dict[str, Any]:
+def read_set_manifest(folder: Path) -> dict[str, Any]:
     """Reads the manifest of a prepared set.
 
     Raises:
         DataError: There is none, it is no JSON, or of another schema version.
     """
-    path = folder / MANIFEST
-    try:
-        manifest = json.loads(path.read_bytes())
-    except FileNotFoundError:
-        raise DataError(
-            f"{folder}: no prepared set (there is no {MANIFEST}); expected a folder that "
-            "`prepare` wrote. Its preparation may not have ended: run it again."
-        ) from None
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror or error}).") from None
-    except ValueError as error:
-        raise DataError(f"{path}: this is not JSON ({error}). Prepare the set again.") from None
-    version = manifest.get("schema_version") if isinstance(manifest, dict) else None
-    if version != SCHEMA_VERSION:
-        raise DataError(
-            f"{path}: schema version {version!r}; this version of jaxrecipes reads "
-            f"{SCHEMA_VERSION}. Prepare the set again."
-        )
-    return manifest
+    return read_manifest(
+        folder / MANIFEST,
+        version=SCHEMA_VERSION,
+        missing=f"no prepared set (there is no {MANIFEST}); expected a folder that `prepare` "
+        "wrote. Its preparation may not have ended: run it again.",
+        again="Prepare the set again.",
+    )
 
 
 def find_damage(folder: Path, manifest: Mapping[str, Any], *, verify: bool) -> str | None:

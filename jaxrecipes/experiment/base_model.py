@@ -21,9 +21,10 @@ from jaxrecipes.checkpoint.model_config import parse_model_config
 from jaxrecipes.checkpoint.random_model import PRESETS, write_random_model
 from jaxrecipes.checkpoint.reference import resolve_reference
 from jaxrecipes.checkpoint.tokenizer import load_tokenizer, tokenizer_fingerprint
+from jaxrecipes.durable import hash_file
 from jaxrecipes.errors import ConfigError
 from jaxrecipes.models.config import ModelConfig
-from jaxrecipes.stages import file_sha256, run_stage
+from jaxrecipes.stages import run_stage
 
 RANDOM_PREFIX = "random:"
 
@@ -90,7 +91,7 @@ def locate_base(
             verify=False,
         )
 
-    inputs = {"gguf": file_sha256(source), "code": __version__}
+    inputs = {"gguf": hash_file(source), "code": __version__}
     return _opened(run_stage(output / "base", inputs, convert).folder / "model")
 
 
@@ -100,7 +101,7 @@ def _opened(folder: Path) -> BaseModel:
     read_model_config(folder)
     tokenizer = load_tokenizer(folder)
     names = sorted([*folder.glob("*.safetensors"), *folder.glob("*.json")])
-    digests = [f"{path.name} {file_sha256(path)}" for path in names]
+    digests = [f"{path.name} {hash_file(path)}" for path in names]
     fingerprint = hashlib.sha256("\n".join(digests).encode()).hexdigest()
     return BaseModel(folder, fingerprint, tokenizer, tokenizer_fingerprint(tokenizer))
 

@@ -19,6 +19,7 @@ from jaxrecipes.data.prepare import prepare
 from jaxrecipes.data.sources import SourceSpec, read_documents
 from jaxrecipes.data.split import Split
 from jaxrecipes.data.store import PreparedSet
+from jaxrecipes.durable import write_json
 from jaxrecipes.errors import ConfigError
 from jaxrecipes.evaluate.context_gain import ContextPairs
 from jaxrecipes.evaluate.probes import general_prompts
@@ -29,7 +30,7 @@ from jaxrecipes.experiment.ordered_data import Ordering
 from jaxrecipes.experiment.sources import smaller, source_spec
 from jaxrecipes.generate.answers import write_answers
 from jaxrecipes.generate.sampling import Sampling
-from jaxrecipes.stages import run_stage, write_json
+from jaxrecipes.stages import run_stage
 
 
 @dataclass(frozen=True)

@@ -26,6 +26,7 @@ from jaxrecipes.checkpoint.huggingface import (
     read_model_config,
 )
 from jaxrecipes.config import Arm, Config, config_hash, expand_arms, resolved_yaml
+from jaxrecipes.durable import write_json
 from jaxrecipes.environment import describe_environment
 from jaxrecipes.errors import ConfigError, JaxrecipesError
 from jaxrecipes.experiment.arm import TrainedArm, train_arm
@@ -42,7 +43,7 @@ from jaxrecipes.models.decoder import abstract_params
 from jaxrecipes.params.paths import Tree, flatten, unflatten
 from jaxrecipes.report.results import ORDERS
 from jaxrecipes.sharding.host import on_host
-from jaxrecipes.stages import run_stage, why_stale, write_json
+from jaxrecipes.stages import run_stage, why_stale
 from jaxrecipes.train.signals import termination_as_error
 
 RUN_FILE = "run.yaml"

@@ -18,7 +18,7 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from jaxrecipes.errors import ConfigError, DataError
-from jaxrecipes.neighbors.store import Neighbors
+from jaxrecipes.neighbors.lists import Neighbors
 from jaxrecipes.neighbors.vectors import Vectors, pair_similarities, read_rows
 
 # The paper names no threshold. On 1,154 sections of real documentation 0.95 removed 27 (2.3%) with

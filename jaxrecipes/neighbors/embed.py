@@ -15,7 +15,7 @@ import numpy as np
 
 from jaxrecipes.checkpoint.encoder import ImportedEncoder
 from jaxrecipes.data.documents import Document
-from jaxrecipes.data.durable import locked, write_errors
+from jaxrecipes.durable import hash_values, locked, write_errors
 from jaxrecipes.errors import ConfigError, DataError
 from jaxrecipes.neighbors.embedder import Embedder, EmbedOptions, choose_options, make_embedder
 from jaxrecipes.neighbors.embeddings import (
@@ -29,7 +29,7 @@ from jaxrecipes.neighbors.embeddings import (
     shard_folder,
     write_shard,
 )
-from jaxrecipes.neighbors.pieces import make_piece, piece_key
+from jaxrecipes.neighbors.pieces import make_piece
 
 # Changes when the same text would get another vector than before.
 CODE_VERSION = "1"
@@ -167,7 +167,7 @@ class EmbeddingJob:
 
         A shard that is there already, made of the same documents, is not made again.
         """
-        key = piece_key(self.parts)
+        key = hash_values(self.parts)
         embedder: list[Embedder] = []
 
         def embed(
@@ -193,7 +193,7 @@ class EmbeddingJob:
                 tokens = sum(len(one) for one in token_ids)
                 return {"documents": len(ids), "tokens": tokens, "digest": digest}
 
-            piece = make_piece(folder, piece_key({"job": key, "documents": digest}), build, say)
+            piece = make_piece(folder, hash_values({"job": key, "documents": digest}), build, say)
             if piece.reused and progress is not None:
                 progress.skip(len(documents))
             return shard_entry(piece)

@@ -17,9 +17,8 @@ from typing import Any
 
 import numpy as np
 
-from jaxrecipes.data.durable import sync_folder, write_json
-from jaxrecipes.data.sources import hash_file
 from jaxrecipes.data.store import explain_miss, set_key
+from jaxrecipes.durable import hash_file, read_manifest, replace_folder, write_json
 from jaxrecipes.errors import DataError
 from jaxrecipes.neighbors.pieces import PIECE, Piece
 
@@ -298,35 +297,17 @@ def finish_growing(
 
 def _move_into_place(partial: Path, target: Path) -> None:
     (partial / PARTS).unlink(missing_ok=True)
-    old = target.with_name(f".{target.name}.old")
-    shutil.rmtree(old, ignore_errors=True)
-    if target.exists():
-        target.rename(old)
-    partial.rename(target)
-    sync_folder(target.parent)
-    shutil.rmtree(old, ignore_errors=True)
+    replace_folder(partial, target)
 
 
 def _read_manifest(folder: Path) -> dict[str, Any]:
-    path = folder / MANIFEST
-    try:
-        manifest = json.loads(path.read_bytes())
-    except FileNotFoundError:
-        raise DataError(
-            f"{folder}: no embeddings (there is no {MANIFEST}); expected a folder that "
-            "embed_documents wrote. Embedding may not have ended: run it again."
-        ) from None
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror or error}).") from None
-    except ValueError as error:
-        raise DataError(f"{path}: this is not JSON ({error}). Embed again.") from None
-    version = manifest.get("schema_version") if isinstance(manifest, dict) else None
-    if version != SCHEMA_VERSION:
-        raise DataError(
-            f"{path}: schema version {version!r}; this version of jaxrecipes reads "
-            f"{SCHEMA_VERSION}. Embed again."
-        )
-    return manifest
+    return read_manifest(
+        folder / MANIFEST,
+        version=SCHEMA_VERSION,
+        missing=f"no embeddings (there is no {MANIFEST}); expected a folder that embed_documents "
+        "wrote. Embedding may not have ended: run it again.",
+        again="Embed again.",
+    )
 
 
 def _find_damage(folder: Path, manifest: Mapping[str, Any], *, verify: bool) -> str | None:

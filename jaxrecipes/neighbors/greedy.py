@@ -13,6 +13,7 @@ from jaxrecipes.neighbors.random_order import random_priorities
 
 Degree = Literal["static", "remaining"]
 Start = Literal["min_degree", "random"]
+_HEAVIEST = 8  # neighbours of a row that the walk looks at first; 32 bytes
 
 
 def greedy_path(
@@ -55,24 +56,32 @@ def greedy_path(
             "order.degree: remaining has no effect where order.start is random, because random "
             "starts ask for no degree. Leave degree out, or choose start: min_degree."
         )
+    by_priority = np.argsort(random_priorities(graph.count, seed))  # distinct: no ties to break
+    if start == "random":
+        return _walk(graph, by_priority)
+    degrees = graph.degrees[by_priority]
+    # NumPy sorts 16-bit integers by counting, several times faster than larger ones.
+    narrow = degrees.astype(np.min_scalar_type(int(degrees.max(initial=0))))
+    by_degree = by_priority[np.argsort(narrow, kind="stable")]
+    if degree == "static":
+        return _walk(graph, by_degree)
     from jaxrecipes.neighbors import greedy_loops  # numba takes a second to import
 
-    by_priority = np.argsort(random_priorities(graph.count, seed))  # distinct: no ties to break
+    places = np.arange(graph.count, dtype=np.int32)
+    keys = graph.degrees.astype(np.uint64) << np.uint64(32)
+    keys[by_priority] |= places.astype(np.uint64)
+    heap = by_degree.astype(np.int32)
+    places[by_degree] = places.copy()
     edges = (graph.indptr, graph.indices, graph.weights)
-    if start == "random":
-        walked = greedy_loops.walk(*edges, by_priority)
-    else:
-        degrees = graph.degrees[by_priority]
-        # NumPy sorts 16-bit integers by counting, several times faster than larger ones.
-        narrow = degrees.astype(np.min_scalar_type(int(degrees.max(initial=0))))
-        by_degree = by_priority[np.argsort(narrow, kind="stable")]
-        if degree == "static":
-            walked = greedy_loops.walk(*edges, by_degree)
-        else:
-            places = np.arange(graph.count, dtype=np.int32)
-            keys = graph.degrees.astype(np.uint64) << np.uint64(32)
-            keys[by_priority] |= places.astype(np.uint64)
-            heap = by_degree.astype(np.int32)
-            places[by_degree] = places.copy()
-            walked = greedy_loops.walk_remaining(*edges, heap, keys, places)
-    return Order(*walked, method="path")
+    return Order(*greedy_loops.walk_remaining(*edges, heap, keys, places), method="path")
+
+
+def _walk(graph: Graph, start_order: np.ndarray) -> Order:
+    from jaxrecipes.neighbors import greedy_loops
+
+    heaviest = greedy_loops.heaviest_neighbors(graph.indptr, graph.indices, _HEAVIEST)
+    documents, edges = greedy_loops.walk(graph.indptr, graph.indices, heaviest, start_order)
+    starts = edges < 0
+    similarities = np.zeros(len(edges), np.float32)
+    similarities[~starts] = graph.weights[edges[~starts]]
+    return Order(documents, similarities, starts, method="path")

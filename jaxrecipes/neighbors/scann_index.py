@@ -18,8 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxrecipes.data.durable import write_json
-from jaxrecipes.data.sources import hash_file
+from jaxrecipes.durable import find_damage, folder_entries, write_json
 from jaxrecipes.errors import ConfigError, DataError
 
 INSTALL = "pip install scann"
@@ -224,11 +223,8 @@ class ScannIndex:
         # Absolute paths are ScaNN's default: a folder that was moved would not load.
         self._searcher.serialize(str(folder), relative_path=True)
         np.save(folder / "rows.npy", self.rows, allow_pickle=False)
-        files = {
-            path.name: {"bytes": path.stat().st_size, "sha256": hash_file(path)}
-            for path in sorted(folder.iterdir())
-            if path.is_file() and path.name != _MANIFEST
-        }
+        (folder / _MANIFEST).unlink(missing_ok=True)
+        files = folder_entries(folder)
         manifest = {"schema_version": _SCHEMA_VERSION, "options": asdict(self.options)}
         write_json(folder / _MANIFEST, {**manifest, "files": files})
 
@@ -262,10 +258,9 @@ class ScannIndex:
             raise DataError(
                 f"{folder}: {', '.join(sorted(strangers))} is not of this index. Build it again."
             )
-        for name, expected in files.items():
-            path = folder / name
-            if not path.is_file() or hash_file(path) != expected["sha256"]:
-                raise DataError(f"{path}: missing or damaged. Build the index again.")
+        damage = find_damage(folder, files)
+        if damage is not None:
+            raise DataError(f"{damage}. Build the index again.")
         searcher = scann.load_searcher(str(folder))
         rows = np.load(folder / "rows.npy", mmap_mode="r", allow_pickle=False)
         return cls(searcher, rows, options)

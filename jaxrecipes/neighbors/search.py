@@ -16,6 +16,7 @@ import numpy as np
 
 from jaxrecipes.errors import ConfigError, DataError
 from jaxrecipes.neighbors.exact import ROW_BLOCK, ExactIndex
+from jaxrecipes.neighbors.lists import Neighbors
 from jaxrecipes.neighbors.scann_index import (
     INSTALL,
     ScannIndex,
@@ -24,7 +25,6 @@ from jaxrecipes.neighbors.scann_index import (
     missing_scann,
     require_scann,
 )
-from jaxrecipes.neighbors.store import Neighbors
 from jaxrecipes.neighbors.vectors import (
     Vectors,
     check_vectors,

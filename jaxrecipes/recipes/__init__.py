@@ -30,7 +30,7 @@ RECIPES = (
         "insert new blocks that start as the identity, train only them",
         "LLaMA Pro, arXiv 2401.02415",
         "documents of a domain",
-        ("quickstart", "tiny", "tpu_v5e", "tpu_v5e_16"),
+        ("quickstart", "tiny", "controls", "tpu_v5e", "tpu_v5e_16"),
     ),
     Recipe(
         "full",

@@ -27,6 +27,7 @@ from jaxrecipes.checkpoint.encoder import ImportedEncoder
 from jaxrecipes.config.recipe_options import DuplicatesSection, InContextPretrainingSection
 from jaxrecipes.data.document_file import DocumentFile, write_document_file
 from jaxrecipes.data.documents import Document
+from jaxrecipes.durable import hash_values, write_json
 from jaxrecipes.errors import DataError
 from jaxrecipes.neighbors.corpus.duplicates import deduplicate_corpus
 from jaxrecipes.neighbors.corpus.embed import embed_corpus
@@ -39,7 +40,7 @@ from jaxrecipes.neighbors.graph import build_graph
 from jaxrecipes.neighbors.methods import OrderInputs, order_documents
 from jaxrecipes.neighbors.order import Order, order_statistics
 from jaxrecipes.neighbors.ray_executor import RayExecutor
-from jaxrecipes.stages import run_stage, stage_key, write_json
+from jaxrecipes.stages import run_stage
 
 # `best_fit` is a way of packing: its documents are in random order.
 BEST_FIT = "best_fit"
@@ -105,7 +106,7 @@ def order_source(
     executor = _executor(options, log)
 
     def place(name: str, inputs: Mapping[str, Any]) -> Path:
-        return folder / f"{name}-{stage_key(inputs)[:12]}"
+        return folder / f"{name}-{hash_values(inputs)[:12]}"
 
     def stage(name: str, inputs: Mapping[str, Any], make: Callable[[Path], Any]) -> Path:
         return run_stage(place(name, inputs), inputs, make).folder
@@ -159,7 +160,7 @@ def order_source(
             vectors,
             options.neighbors,
             place(name, inputs),
-            key=stage_key(inputs),
+            key=hash_values(inputs),
             executor=executor,
             shard_documents=options.shard_documents,
             index_documents=options.index_documents,
@@ -181,7 +182,7 @@ def order_source(
             everything,
             lengths,
             place("copies", removing),
-            key=stage_key(removing),
+            key=hash_values(removing),
             executor=executor,
             thresholds=Thresholds(limits.similarity or _NEVER, limits.overlap or _NEVER),
             with_texts=limits.overlap is not None,
@@ -220,7 +221,7 @@ def order_source(
                 lists,
                 vectors,
                 place("paths", ordering),
-                key=stage_key(ordering),
+                key=hash_values(ordering),
                 executor=executor,
                 partition_documents=options.partition_documents,
                 degree=options.degree,

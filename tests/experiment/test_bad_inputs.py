@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
@@ -409,15 +408,6 @@ def good_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("good") / "model"
     write_random_model(folder, "tiny-llama", seed=0)
     return folder
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _programs(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """All cases share compiled programs, and no case leaves its output as the cache's folder."""
-    before = jax.config.jax_compilation_cache_dir  # type: ignore[attr-defined]
-    jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("programs")))
-    yield
-    jax.config.update("jax_compilation_cache_dir", before)
 
 
 @pytest.fixture

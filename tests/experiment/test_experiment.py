@@ -11,8 +11,10 @@ import pytest
 from jaxrecipes import cli
 from jaxrecipes.checkpoint.delta import read_delta
 from jaxrecipes.checkpoint.huggingface import import_checkpoint
+from jaxrecipes.experiment.run import enable_compilation_cache
 from jaxrecipes.params.delta import merge_delta
 from jaxrecipes.params.paths import flatten
+from jaxrecipes.shipped_configs import shipped_config
 from tests.experiment.small import small_config, write_config
 
 
@@ -21,11 +23,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """The config of an experiment that ran to its end, and its output folder."""
     folder = tmp_path_factory.mktemp("experiment")
     config = write_config(folder / "small.yaml", small_config(folder / "out"))
-    try:
-        assert cli.main(["run", str(config)]) == 0
-    finally:
-        # The run pointed the compilation cache into its own folder; later tests must not use it.
-        jax.config.update("jax_compilation_cache_dir", None)
+    assert cli.main(["run", str(config)]) == 0
     return config, folder / "out"
 
 
@@ -112,3 +110,29 @@ def test_export_and_report(
     assert cli.main(["report", str(output)]) == 0
     assert "block_expansion" in page.read_text(encoding="utf-8")
     assert "Traceback" not in capsys.readouterr().err
+
+
+def test_programs_are_kept_beside_the_run_unless_the_user_has_a_place_for_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = jax.config.jax_compilation_cache_dir  # type: ignore[attr-defined]
+    try:
+        enable_compilation_cache(tmp_path)
+        assert jax.config.jax_compilation_cache_dir == before  # type: ignore[attr-defined]
+        monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR")
+        jax.config.update("jax_compilation_cache_dir", None)
+        enable_compilation_cache(tmp_path)
+        found = jax.config.jax_compilation_cache_dir  # type: ignore[attr-defined]
+        assert found == str(tmp_path / "cache")
+    finally:
+        jax.config.update("jax_compilation_cache_dir", before)
+
+
+@pytest.mark.slow
+@pytest.mark.long
+def test_all_controls_run_to_their_ends(tmp_path: Path) -> None:
+    config = shipped_config("block_expansion", "controls")
+    assert cli.main(["run", str(config), f"output={tmp_path / 'run'}"]) == 0
+    arms = {path.name for path in (tmp_path / "run" / "arms").iterdir()}
+    assert {"strided_freeze", "prefix_stacking", "suffix_stacking", "copy_init"} < arms
+    assert all((tmp_path / "run" / "arms" / arm / "final" / "model").is_dir() for arm in arms)

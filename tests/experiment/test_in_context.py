@@ -6,7 +6,6 @@ import json
 from collections import Counter
 from pathlib import Path
 
-import jax
 import numpy as np
 import pytest
 
@@ -54,10 +53,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
         }
         for name in ("random", "best_fit")
     ]
-    try:
-        assert cli.main(["run", str(write_config(folder / "config.yaml", data))]) == 0
-    finally:
-        jax.config.update("jax_compilation_cache_dir", None)
+    assert cli.main(["run", str(write_config(folder / "config.yaml", data))]) == 0
     return folder / "out"
 
 
@@ -148,10 +144,7 @@ def test_too_many_duplicates_stop_the_run(tmp_path, capsys):
     options = {**OPTIONS, "duplicates": {"similarity": 0.1, "overlap": None}}
     data |= {"recipe": "in_context_pretraining", "in_context_pretraining": options}
     data["data"]["attend"] = "context"
-    try:
-        code = cli.main(["run", str(write_config(tmp_path / "config.yaml", data))])
-    finally:
-        jax.config.update("jax_compilation_cache_dir", None)
+    code = cli.main(["run", str(write_config(tmp_path / "config.yaml", data))])
     said = " ".join(capsys.readouterr().err.split())
     assert code == 3
     assert "count as near duplicates" in said and "duplicates.most (0.5)" in said

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxrecipes.checkpoint.random_model import ENCODER_PRESETS
 from jaxrecipes.errors import ConfigError
 from jaxrecipes.models.attention import Places, attention, visible
 from jaxrecipes.models.encoder import (
@@ -15,21 +16,16 @@ from jaxrecipes.models.encoder import (
     init_encoder_params,
     stack_encoder_layers,
 )
-from jaxrecipes.models.encoder_config import EncoderConfig
 from jaxrecipes.models.encoder_layers import attend_both_ways
 from jaxrecipes.models.pooling import normalize, pool
 
-CONFIG = EncoderConfig(
+CONFIG = replace(
+    ENCODER_PRESETS["tiny-bert"],
     family="roberta",
     vocab_size=50,
-    hidden_size=24,
-    intermediate_size=40,
     num_layers=3,
-    num_heads=3,
     max_position_embeddings=40,
     type_vocab_size=1,
-    norm_epsilon=1e-5,
-    activation="gelu",
     position_offset=2,
     pad_token_id=1,
 )

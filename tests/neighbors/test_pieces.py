@@ -5,13 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from jaxrecipes.durable import hash_values
 from jaxrecipes.neighbors.pieces import (
     PIECE,
     Piece,
     load_array,
     make_piece,
     open_piece,
-    piece_key,
     save_arrays,
 )
 
@@ -82,5 +82,5 @@ def test_of_two_at_once_the_first_to_finish_counts(tmp_path):
 
 
 def test_keys_do_not_depend_on_the_order_of_inputs():
-    assert piece_key({"a": 1, "b": 2}) == piece_key({"b": 2, "a": 1})
-    assert piece_key({"a": 1}) != piece_key({"a": 2})
+    assert hash_values({"a": 1, "b": 2}) == hash_values({"b": 2, "a": 1})
+    assert hash_values({"a": 1}) != hash_values({"a": 2})

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from jaxrecipes.data.document_file import DocumentFile
+from jaxrecipes.durable import hash_values
 from jaxrecipes.errors import DataError
 from jaxrecipes.neighbors.corpus.search import CorpusLists
 from jaxrecipes.neighbors.corpus.vectors import StoredVectors
@@ -29,7 +30,7 @@ from jaxrecipes.neighbors.deduplicate import (
     remove_copies,
 )
 from jaxrecipes.neighbors.executor import Executor, Work, Worker
-from jaxrecipes.neighbors.pieces import load_array, make_piece, piece_facts, piece_key, save_arrays
+from jaxrecipes.neighbors.pieces import load_array, make_piece, piece_facts, save_arrays
 
 
 def deduplicate_corpus(
@@ -76,7 +77,7 @@ def deduplicate_corpus(
         folder,
         thresholds,
         with_texts,
-        piece_key(
+        hash_values(
             {
                 "key": key,
                 "similarity": thresholds.similarity,

@@ -13,6 +13,7 @@ import numpy as np
 
 from jaxrecipes.checkpoint.encoder import ImportedEncoder
 from jaxrecipes.data.document_file import DocumentFile
+from jaxrecipes.durable import hash_values
 from jaxrecipes.neighbors.embed import EmbeddingJob, complete_embeddings, plan_embedding
 from jaxrecipes.neighbors.embedder import choose_options, suitable_dtype, suitable_tokens
 from jaxrecipes.neighbors.embeddings import (
@@ -23,7 +24,6 @@ from jaxrecipes.neighbors.embeddings import (
     shard_folder,
 )
 from jaxrecipes.neighbors.executor import Executor, Work, Worker
-from jaxrecipes.neighbors.pieces import piece_key
 
 
 def embed_corpus(
@@ -144,7 +144,7 @@ def _begun(folder: Path, plan: Callable[[int, Any], EmbeddingJob]) -> EmbeddingJ
             job = plan(int(options["tokens_per_batch"]), options["compute_dtype"])
         except (OSError, ValueError, KeyError, TypeError):
             continue
-        if piece_key(job.parts) == piece_key(parts):
+        if hash_values(job.parts) == hash_values(parts):
             return job
     return None
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from jaxrecipes.durable import hash_values
 from jaxrecipes.neighbors.cluster import nearest_centres, partition_centres
 from jaxrecipes.neighbors.corpus.search import CorpusLists
 from jaxrecipes.neighbors.corpus.vectors import StoredVectors
@@ -20,7 +21,7 @@ from jaxrecipes.neighbors.executor import Executor, Work, Worker
 from jaxrecipes.neighbors.greedy import Degree, Start
 from jaxrecipes.neighbors.order import Order
 from jaxrecipes.neighbors.partition import stitch, traverse_partition
-from jaxrecipes.neighbors.pieces import load_array, make_piece, piece_facts, piece_key, save_arrays
+from jaxrecipes.neighbors.pieces import load_array, make_piece, piece_facts, save_arrays
 from jaxrecipes.neighbors.random_order import derived_seed
 
 
@@ -65,7 +66,7 @@ def order_corpus(
         "seed": seed,
         "shard_documents": lists.shard_documents,
     }
-    plan = _Plan(lists, vectors, folder, degree, start, seed, piece_key(inputs))
+    plan = _Plan(lists, vectors, folder, degree, start, seed, hash_values(inputs))
 
     def find_centres(target: Path) -> dict[str, Any]:
         centres = partition_centres(vectors, documents=partition_documents, seed=seed)

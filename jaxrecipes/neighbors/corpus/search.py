@@ -17,16 +17,17 @@ from typing import Any
 
 import numpy as np
 
+from jaxrecipes.durable import hash_values
 from jaxrecipes.neighbors.corpus.vectors import StoredVectors
 from jaxrecipes.neighbors.exact import ExactIndex
 from jaxrecipes.neighbors.executor import Executor, Work, Worker
+from jaxrecipes.neighbors.lists import Neighbors
 from jaxrecipes.neighbors.pieces import (
     Piece,
     load_array,
     make_piece,
     open_piece,
     piece_facts,
-    piece_key,
     save_arrays,
 )
 from jaxrecipes.neighbors.scann_index import ScannIndex, ScannOptions, make_options
@@ -43,7 +44,6 @@ from jaxrecipes.neighbors.search import (
     others,
     whole_blocks,
 )
-from jaxrecipes.neighbors.store import Neighbors
 from jaxrecipes.neighbors.vectors import check_vectors, read_rows
 
 
@@ -197,7 +197,7 @@ class _Plan:
     def hash(self) -> str:
         names = ("k", "rows", "queries", "index", "recall_floor", "sample", "seed", "key")
         plain = {name: getattr(self, name) for name in names}
-        return piece_key({**plain, "scann": asdict(self.scann)})
+        return hash_values({**plain, "scann": asdict(self.scann)})
 
     @property
     def indexes(self) -> int:
