@@ -7,8 +7,10 @@ import importlib.util
 import json
 import os
 import shutil
+import sys
 import tempfile
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +45,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize("kills", [kills])
 
 
+_KEPT_SECONDS = 24 * 3600  # of converted weights that another version of the converter wrote
 _VOCABULARY = 272  # 256 bytes, three special tokens, and some rows that no token uses
 _COMMON: dict[str, Any] = {
     "vocab_size": _VOCABULARY,
@@ -142,6 +145,14 @@ TINY_CONFIGS: dict[str, dict[str, Any]] = {
 }
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _programs_of_other_files_are_dropped() -> Iterator[None]:
+    """Thousands of compiled programs are gigabytes, and slow every garbage collection down."""
+    yield
+    if (jax := sys.modules.get("jax")) is not None:
+        jax.clear_caches()
+
+
 @pytest.fixture(scope="session")
 def tiny_configs() -> dict[str, dict[str, Any]]:
     """The `config.json` of each tiny checkpoint."""
@@ -181,26 +192,30 @@ def _package_folder(name: str) -> Path:
 def _converted(name: str, source: Path, dtype: str) -> Path:
     """Converts a GGUF file once for all test sessions that run the same converter."""
     from jaxrecipes.checkpoint import huggingface
+    from jaxrecipes.durable import locked
 
     digest = hashlib.sha256(f"{source.name} {source.stat().st_size} {dtype}".encode())
     for file in sorted(Path(huggingface.__file__).parent.glob("*.py")):
         digest.update(file.read_bytes())
     cache = Path(tempfile.gettempdir()) / f"jaxrecipes-tests-{os.getuid()}"
     folder = cache / f"{name}-{digest.hexdigest()[:16]}"
-    if not (folder / "config.json").exists():
-        for stale in cache.glob(f"{name}-*"):
-            shutil.rmtree(stale, ignore_errors=True)
-        imported = huggingface.import_checkpoint(source)
-        huggingface.export_checkpoint(
-            folder,
-            imported.config,
-            imported.params,
-            tokenizer_source=source,
-            hf_config=imported.hf_config,
-            model_card=f"# {name}\n",
-            dtype=dtype,
-            verify=False,
-        )
+    # Several workers, and several checkouts, share the folder.
+    with locked(folder, say=lambda _: None):
+        if not (folder / "config.json").exists():
+            for other in cache.glob(f"{name}-*"):
+                if time.time() - other.stat().st_mtime > _KEPT_SECONDS:
+                    shutil.rmtree(other, ignore_errors=True)
+            imported = huggingface.import_checkpoint(source)
+            huggingface.export_checkpoint(
+                folder,
+                imported.config,
+                imported.params,
+                tokenizer_source=source,
+                hf_config=imported.hf_config,
+                model_card=f"# {name}\n",
+                dtype=dtype,
+                verify=False,
+            )
     return folder
 
 

@@ -42,14 +42,14 @@ def test_damage_and_another_key_are_noticed_and_said(tmp_path):
     make_piece(tmp_path / "p", "k", build, lines.append)
     file = tmp_path / "p" / "numbers.npy"
     file.write_bytes(file.read_bytes()[:-1] + b"!")
-    assert open_piece(tmp_path / "p", "k") == "numbers.npy is damaged"
+    assert open_piece(tmp_path / "p", "k") == f"{file} is not the file that was written"
     assert not make_piece(tmp_path / "p", "k", build, lines.append).reused
     assert isinstance(open_piece(tmp_path / "p", "k"), Piece)
     assert not make_piece(tmp_path / "p", "other", build, lines.append).reused
     (tmp_path / "p" / PIECE).write_text("{")
     assert not make_piece(tmp_path / "p", "other", build, lines.append).reused
     assert [line.split(": made again, because ")[1].split(" (")[0] for line in lines] == [
-        "numbers.npy is damaged",
+        f"{file} is not the file that was written",
         "it was made of something else",
         "piece.json is damaged",
     ]

@@ -27,10 +27,7 @@ def recipes(config, params):
 
 @pytest.mark.parametrize(
     "kind",
-    [
-        kind if kind in ("untied", "sandwich") else pytest.param(kind, marks=pytest.mark.long)
-        for kind in KINDS
-    ],
+    [kind if kind == "untied" else pytest.param(kind, marks=pytest.mark.long) for kind in KINDS],
 )
 def test_frozen_leaves_stay_bit_identical_and_trained_ones_move(kind):
     base = tiny_config(kind)
