@@ -59,10 +59,10 @@ quickstart: $(VENV)/.package $(VENV)/.weights
 	@$(BIN)/jaxrecipes run configs/block_expansion/quickstart.yaml
 
 test: $(VENV)/.dev
-	@JAX_PLATFORMS=$${JAX_PLATFORMS:-cpu} $(BIN)/python -m pytest -q -n 2 -m "not slow and not long"
+	@JAX_PLATFORMS=$${JAX_PLATFORMS:-cpu} $(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder -m "not slow and not long"
 
 test-all: $(VENV)/.dev $(VENV)/.weights $(VENV)/.encoder
-	@JAX_PLATFORMS=$${JAX_PLATFORMS:-cpu} $(BIN)/python -m pytest -q -n 2 --kills 12
+	@JAX_PLATFORMS=$${JAX_PLATFORMS:-cpu} $(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder --kills 12
 
 lint: $(VENV)/.dev
 	@$(BIN)/ruff check .

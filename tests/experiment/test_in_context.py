@@ -21,6 +21,8 @@ from jaxrecipes.neighbors.order import Order
 from tests.experiment.small import small_config, write_config
 from tests.tiny import tiny_config, tiny_params
 
+pytestmark = pytest.mark.slow
+
 # Random weights find every text alike; only what is the same counts as a duplicate.
 OPTIONS = {
     "encoder": "random:tiny-bert",
