@@ -90,8 +90,8 @@ def write_adapter(
     """Writes adapters so that PEFT loads them on the base that they were made for.
 
     Adapters that took a part of their kernel ("pissa", "olora") are written relative to the whole
-    base, as `s (A B - A0 B0) = s [A, A0] [B; -B0]`: plain ones of twice the rank, because PEFT would
-    otherwise decompose the base again, and change it, when it loads them.
+    base, as `s (A B - A0 B0) = s [A, A0] [B; -B0]`: plain ones of twice the rank, because PEFT
+    would otherwise decompose the base again, and change it, when it loads them.
 
     Args:
         folder: Where to; created. An earlier adapter there is replaced.
@@ -306,14 +306,14 @@ def _refuse_untied(
     adapted = any(adapter.module.kind == "embedding" for adapter in selection.adapters)
     if saved and not parsed.ties_weights:
         raise CheckpointError(
-            f"{where}: 'modules_to_save' has the embedding of a model whose head is tied to it, and "
-            "'ensure_weight_tying' is false: PEFT trained a copy and kept the old head. Merge the "
-            "adapter with PEFT, save the model with tie_word_embeddings false, and import that"
+            f"{where}: 'modules_to_save' has the embedding of a model whose head is tied to it, "
+            "and 'ensure_weight_tying' is false: PEFT trained a copy and kept the old head. Merge "
+            "the adapter with PEFT, save the model with tie_word_embeddings false, and import that"
         )
     if adapted and parsed.ties_weights:
         raise CheckpointError(
-            f"{where}: 'ensure_weight_tying' with an adapter on the embedding adapts the tied head, "
-            "too, which is not supported; merge the adapter with PEFT and import the merged model"
+            f"{where}: 'ensure_weight_tying' with an adapter on the embedding adapts the tied "
+            "head, too, which is not supported; merge the adapter with PEFT and import the result"
         )
 
 

@@ -212,7 +212,7 @@ def embedding_table(params: Tree) -> jax.Array:
     if "token_delta" not in leaves:
         return leaves["table"]
     rows = leaves["token_delta"].astype(leaves["table"].dtype)
-    return leaves["table"].at[leaves["token_ids"]].set(rows)
+    return jnp.asarray(leaves["table"]).at[leaves["token_ids"]].set(rows)
 
 
 def head_kernel(config: ModelConfig, params: Tree) -> jax.Array:

@@ -269,39 +269,32 @@ def written_options(
 def _saved_modules(
     options: AdapterOptions, modules: Sequence[Module], adapted: Sequence[str]
 ) -> tuple[Module, ...]:
-    saved: list[Module] = []
-    for module in modules:
-        if not any(module.name.endswith(wanted) for wanted in options.modules_to_save):
-            continue
-        if (
-            module.kind == "head"
-            and module.path == "embedding"
-            and not any(one.kind == "embedding" for one in saved)
-        ):
+    saved = [
+        module
+        for module in modules
+        if any(module.name.endswith(wanted) for wanted in options.modules_to_save)
+    ]
+    kinds = [module.kind for module in saved]
+    for module in saved:
+        if module.kind == "head" and module.path == "embedding" and "embedding" not in kinds:
             raise ConfigError(
                 f"adapters: modules_to_save match {module.name}, which is tied to the input "
                 "embedding: the two are one matrix here and cannot train apart. Name embed_tokens, "
                 "which trains both"
             )
-        inner = [
-            name for name in adapted if name == module.name or name.startswith(f"{module.name}.")
-        ]
-        if inner:
-            raise ConfigError(
-                f"adapters: modules_to_save match {module.name}, but {inner[0]} has an adapter; "
-                "PEFT matches the end of a name, so write more of it"
-            )
-        outer = [one.name for one in saved if module.name.startswith(f"{one.name}.")]
-        if outer:
-            raise ConfigError(
-                f"adapters: modules_to_save match {module.name} and {outer[0]}, which contains it; "
-                "name one of them"
-            )
-        if not module.leaves:
-            raise ConfigError(
-                f"adapters: modules_to_save match {module.name}, which has no weights"
-            )
-        saved.append(module)
+        inside = f"{module.name}."
+        for name in adapted:
+            if name == module.name or name.startswith(inside):
+                raise ConfigError(
+                    f"adapters: modules_to_save match {module.name}, but {name} has an adapter; "
+                    "PEFT matches the end of a name, so write more of it"
+                )
+        for other in saved:
+            if other.name.startswith(inside):
+                raise ConfigError(
+                    f"adapters: modules_to_save match {other.name} and {module.name}, which "
+                    "contains it; name one of them"
+                )
     return tuple(saved)
 
 
@@ -363,81 +356,3 @@ def _written(targets: str | Sequence[str]) -> str:
 def _examples(modules: Sequence[Module]) -> str:
     ends = {module.name.rpartition(".")[2]: None for module in modules if module.kind == "linear"}
     return ", ".join(ends) or ALL_LINEAR
-
-
-@dataclass(frozen=True)
-class ExplainRow:
-    """One line of the table that is shown before training.
-
-    Attributes:
-        modules: Name, with `*` for the layers' indices.
-        count: Number of modules.
-        what: "adapter", "whole", "tokens" or "unmatched".
-        rank: Of the adapters, else None.
-        scale: Likewise.
-        parameters: Trained values of all of them.
-    """
-
-    modules: str
-    count: int
-    what: Literal["adapter", "whole", "tokens", "unmatched"]
-    rank: int | None
-    scale: float | None
-    parameters: int
-
-
-def explain(selection: Selection) -> list[ExplainRow]:
-    """Lists what trains and which linear layers do not, layers of one kind in one row.
-
-    Args:
-        selection: From `select_modules`.
-
-    Returns:
-        The rows; their parameters add up to `selection.parameters`.
-    """
-    entries: list[ExplainRow] = [
-        ExplainRow(
-            _starred(one.module.name),
-            1,
-            "adapter",
-            one.rank,
-            one.scale,
-            one.size(use_dora=selection.use_dora),
-        )
-        for one in selection.adapters
-    ]
-    counted: set[str] = set()
-    for module in selection.saved:
-        size = sum(size for path, size in module.leaves.items() if path not in counted)
-        counted.update(module.leaves)
-        entries.append(ExplainRow(_starred(module.name), 1, "whole", None, None, size))
-    if selection.tokens[0]:
-        count, width = selection.tokens
-        entries.append(
-            ExplainRow("rows of the embedding", count, "tokens", None, None, count * width)
-        )
-    entries += [
-        ExplainRow(_starred(module.name), 1, "unmatched", None, None, 0)
-        for module in selection.unmatched
-    ]
-    rows: dict[tuple[str, str, int | None, float | None], ExplainRow] = {}
-    for entry in entries:
-        key = (entry.modules, entry.what, entry.rank, entry.scale)
-        known = rows.get(key)
-        rows[key] = (
-            entry
-            if known is None
-            else ExplainRow(
-                entry.modules,
-                known.count + entry.count,
-                entry.what,
-                entry.rank,
-                entry.scale,
-                known.parameters + entry.parameters,
-            )
-        )
-    return list(rows.values())
-
-
-def _starred(name: str) -> str:
-    return re.sub(r"(?<=\.)\d+(?=\.|$)", "*", name)
