@@ -27,7 +27,7 @@ from jaxrecipes.params.partition import combine, partition
 from jaxrecipes.params.paths import Tree, flatten, unflatten
 from jaxrecipes.params.surgery import Rules
 
-# Names of the leaves of an adapter tree; the frozen ones keep their dtype whatever is computed in.
+# Names of the leaves of an adapter tree.
 TRAINED_LEAVES = ("lora_a", "lora_b", "lora_magnitude", "token_delta")
 FROZEN_LEAVES = ("lora_scale", "token_ids")
 
@@ -108,6 +108,11 @@ def adapter_rules(selection: Selection) -> Rules:
         rules.append((r"embedding/token_delta", True))
     rules += [(re.escape(path), True) for path in selection.saved_leaves]
     return [*rules, (".*", False)]
+
+
+def keeps_dtype(path: str) -> bool:
+    """Whether a leaf is a frozen part of an adapter, which is never cast to a compute dtype."""
+    return path.rpartition("/")[2] in FROZEN_LEAVES
 
 
 def split_adapters(params: Mapping[str, Any]) -> tuple[Tree, Tree]:
@@ -206,6 +211,14 @@ def merge_adapters(
         change = float(jnp.max(jnp.abs(before - after)))
     relative = float(np.sqrt(lost / learned)) if learned else 0.0
     return Merged(config, tree, MergeDrift(errors[worst], relative, worst, change))
+
+
+def describe_drift(drift: MergeDrift) -> str:
+    """Says in one line what a merge lost."""
+    return (
+        f"merged; rounding lost {drift.relative_error:.2%} of what the adapters learned (norm), at "
+        f"most {drift.max_error:.2g} of a weight ({drift.worst})"
+    )
 
 
 def adapters_at(tree: Mapping[str, Any], path: str) -> Mapping[str, Any]:

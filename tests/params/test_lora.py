@@ -33,6 +33,7 @@ from tests.tiny import packed_batch, tiny_config, tiny_params, trainer
 RANKS = AdapterOptions(
     rank=4,
     alpha=8,
+    targets=("q_proj", "down_proj"),
     rank_pattern={r"layers\.2\..*": 2},
     alpha_pattern={r"layers\.3\..*q_proj": 3.0},
     use_dora=True,
