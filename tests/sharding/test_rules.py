@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import pytest
 from jax.sharding import AbstractMesh, PartitionSpec
 
-from jaxrecipes.errors import ConfigError
 from jaxrecipes.checkpoint.peft_names import decoder_modules
+from jaxrecipes.errors import ConfigError
 from jaxrecipes.models.decoder import abstract_params
 from jaxrecipes.params.layout import plan_layout, to_runtime
 from jaxrecipes.params.lora import build_adapters
