@@ -59,7 +59,7 @@ def test_a_valid_config_has_its_values_and_the_documented_defaults(write):
     assert config.data.keep.kind == "own_answers"
     assert config.seed == 0
     assert [(rule.pattern, rule.decay) for rule in config.train.optimizer.decay_rules] == [
-        (".*/(scale|bias)", False),
+        (".*/(scale|bias|lora_magnitude)", False),
         (".*", True),
     ]
 

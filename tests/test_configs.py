@@ -92,7 +92,8 @@ def test_a_run_reads_every_key_of_the_schema(tmp_path, monkeypatch):
     rules = "[{pattern: 'layers/5/.*', train: true}, {pattern: '.*', train: false}]"
     arms = (
         f"compare=[{{recipe: freeze, freeze: {{rules: {rules}}}}}, "
-        "{recipe: strided_freeze, strided_freeze: {blocks: 2}}]"
+        "{recipe: strided_freeze, strided_freeze: {blocks: 2}}, "
+        "{recipe: lora, lora: {rank: 2, targets: [q_proj]}}]"
     )
     short = ["train.steps=2", "evaluate.points=1", "evaluate.limit_items=2", arms]
     without = ["evaluate.points=1", "evaluate.choices=null", "evaluate.last_words=null"]

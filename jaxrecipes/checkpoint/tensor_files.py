@@ -110,7 +110,7 @@ def open_tensor_files(
     if index.exists():
         return _open_shards(folder, index, buffers)
     if (folder / SINGLE_FILE).exists():
-        return _open_file(folder / SINGLE_FILE, buffers)
+        return open_tensor_file(folder / SINGLE_FILE, buffers)
     others = sorted(path.name for path in folder.glob("*.bin"))
     hint = (
         f"; {others[0]} is a pickle, which is never read: convert it to safetensors first"
@@ -134,7 +134,7 @@ def _open_shards(
             raise CheckpointError(
                 f"{folder / name} is missing, {index.name} lists it; is the download complete?"
             )
-        for tensor in _open_file(folder / name, buffers).values():
+        for tensor in open_tensor_file(folder / name, buffers).values():
             if weight_map.get(tensor.name) != name:
                 raise CheckpointError(
                     f"{folder / name} has tensor {tensor.name}, which {index.name} places in "
@@ -150,7 +150,8 @@ def _open_shards(
     return tensors
 
 
-def _open_file(path: Path, buffers: re.Pattern[str] | None) -> dict[str, StoredTensor]:
+def open_tensor_file(path: Path, buffers: re.Pattern[str] | None = None) -> dict[str, StoredTensor]:
+    """Lists the tensors of one file without reading them; see `open_tensor_files`."""
     tensors: dict[str, StoredTensor] = {}
     try:
         with safe_open(path, framework="np") as file:

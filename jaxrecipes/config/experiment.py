@@ -14,6 +14,7 @@ from jaxrecipes.config.recipe_options import (
     BlockExpansionSection,
     FreezeSection,
     InContextPretrainingSection,
+    LoraSection,
     RecipeName,
     StridedFreezeSection,
 )
@@ -78,6 +79,7 @@ class ArmSection(Section):
     in_context_pretraining: InContextPretrainingSection | None = Field(
         default=None, description="As at the top level."
     )
+    lora: LoraSection | None = Field(default=None, description="As at the top level.")
     strided_freeze: StridedFreezeSection | None = Field(
         default=None, description="As at the top level."
     )
@@ -119,6 +121,7 @@ class Config(Section):
     in_context_pretraining: InContextPretrainingSection | None = Field(
         default=None, description="Options of recipe in_context_pretraining."
     )
+    lora: LoraSection | None = Field(default=None, description="Options of recipe lora.")
     strided_freeze: StridedFreezeSection | None = Field(
         default=None, description="Options of recipe strided_freeze."
     )

@@ -10,10 +10,10 @@ from pydantic_core import PydanticCustomError
 from jaxrecipes.config.section import Pattern, Section
 
 RecipeName = Literal[
-    "block_expansion", "full", "freeze", "in_context_pretraining", "strided_freeze"
+    "block_expansion", "full", "freeze", "in_context_pretraining", "lora", "strided_freeze"
 ]
 # A recipe without options (full) has no section.
-RECIPE_SECTIONS = ("block_expansion", "freeze", "in_context_pretraining", "strided_freeze")
+RECIPE_SECTIONS = ("block_expansion", "freeze", "in_context_pretraining", "lora", "strided_freeze")
 
 
 class BlockExpansionSection(Section):
@@ -185,6 +185,63 @@ class InContextPretrainingSection(Section):
         ge=2,
         description="path only: documents of a partition, walked by itself, so that no graph holds "
         "all. null: one graph.",
+    )
+
+
+class LoraSection(Section):
+    """Options of recipe lora: low-rank adapters beside frozen weights, named as PEFT names them."""
+
+    rank: int = Field(default=16, ge=1, le=8192, description="Rank of an adapter (PEFT: r).")
+    alpha: float | None = Field(
+        default=None,
+        gt=0,
+        description="The adapter's output is multiplied by alpha / rank. null: twice the rank.",
+    )
+    targets: str | list[str] = Field(
+        default="all-linear",
+        description="Modules that get an adapter. all-linear: every linear layer but the head. A "
+        "list of Hugging Face names (q_proj, mlp.up_proj), each the end of a module's name. Or one "
+        "regular expression that a whole module name must match.",
+    )
+    exclude: str | list[str] = Field(
+        default_factory=list, description="Modules to leave out, written like targets."
+    )
+    embeddings: bool = Field(
+        default=False, description="The input embedding gets an adapter, too; a tied head does not."
+    )
+    rank_pattern: dict[str, int] = Field(
+        default_factory=dict,
+        description="Other ranks: the end of a module's name, or an expression for it, and a rank.",
+    )
+    alpha_pattern: dict[str, float] = Field(
+        default_factory=dict, description="Other alphas, likewise."
+    )
+    layers_to_transform: list[int] = Field(
+        default_factory=list, description="Only these layers; where targets is a list."
+    )
+    layers_pattern: list[str] = Field(
+        default_factory=list,
+        description="Name of the list that layers_to_transform counts in; empty: the first.",
+    )
+    use_rslora: bool = Field(
+        default=False,
+        description="Multiply by alpha / sqrt(rank), so that large ranks learn as fast (rsLoRA).",
+    )
+    use_dora: bool = Field(
+        default=False, description="A trained magnitude for each output (DoRA); slower, larger."
+    )
+    init: Literal["kaiming", "gaussian", "orthogonal", "pissa", "olora"] = Field(
+        default="kaiming",
+        description="How A and B start. kaiming: the paper's code. pissa, olora: from the SVD or "
+        "QR decomposition of the weight, of which only the rest stays frozen.",
+    )
+    modules_to_save: list[str] = Field(
+        default_factory=list,
+        description="Modules that train whole: ends of names, without a dot, as in PEFT (norm is "
+        "every norm).",
+    )
+    trainable_tokens: list[int] = Field(
+        default_factory=list, description="Token ids whose embeddings train, and no others."
     )
 
 

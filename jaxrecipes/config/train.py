@@ -22,9 +22,9 @@ class DecayRule(Section):
 
 
 def default_decay_rules() -> list[DecayRule]:
-    """Matrices decay, scales and biases do not."""
+    """Matrices decay; scales, biases and the magnitudes of DoRA do not."""
     return [
-        DecayRule(pattern=r".*/(scale|bias)", decay=False),
+        DecayRule(pattern=r".*/(scale|bias|lora_magnitude)", decay=False),
         DecayRule(pattern=r".*", decay=True),
     ]
 

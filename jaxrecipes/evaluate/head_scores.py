@@ -10,15 +10,19 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxrecipes.models.config import ModelConfig
+from jaxrecipes.models.decoder import embedding_table
 from jaxrecipes.sharding.host import to_host
 
 Tree = dict[str, Any]
 
 
 def head_subtree(config: ModelConfig, params: Tree) -> Tree:
-    """Returns the part of a tree that makes logits, as it is stored (nothing is transposed)."""
+    """Returns the part of a tree that makes logits, as it is stored (nothing is transposed).
+
+    Trained tokens' rows are put into a tied head, so that it is one leaf.
+    """
     if config.tie_embeddings:
-        return {"embedding": {"table": params["embedding"]["table"]}}
+        return {"embedding": {"table": embedding_table(params)}}
     return {"head": {"kernel": params["head"]["kernel"]}}
 
 

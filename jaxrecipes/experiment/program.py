@@ -20,11 +20,12 @@ from jaxrecipes.models.config import ModelConfig
 from jaxrecipes.models.execution import Execution
 from jaxrecipes.models.stacking import Layout
 from jaxrecipes.params.layout import plan_layout, to_runtime
+from jaxrecipes.params.lora import keeps_dtype
 from jaxrecipes.params.partition import combine, partition
-from jaxrecipes.params.paths import Tree, flatten
+from jaxrecipes.params.paths import Tree, flatten, unflatten
 from jaxrecipes.params.rules import label
 from jaxrecipes.params.surgery import Surgery
-from jaxrecipes.recipes import block_expansion, freeze, full, strided_freeze
+from jaxrecipes.recipes import block_expansion, freeze, full, lora, strided_freeze
 from jaxrecipes.sharding.mesh import describe_mesh
 from jaxrecipes.sharding.rules import (
     ACTIVATION_RULES,
@@ -82,7 +83,7 @@ def apply_recipe(config: Config, base: Imported, *, key: jax.Array) -> Surgery:
     Args:
         config: The arm's config.
         base: The base model.
-        key: PRNG key, for random blocks.
+        key: PRNG key, for random blocks and adapters.
 
     Returns:
         The model with its rules.
@@ -96,6 +97,9 @@ def apply_recipe(config: Config, base: Imported, *, key: jax.Array) -> Surgery:
     if config.recipe == "strided_freeze":
         assert config.strided_freeze is not None
         return strided_freeze.build(base.config, base.params, config.strided_freeze)
+    if config.recipe == "lora":
+        assert config.lora is not None
+        return lora.build(base.config, base.params, config.lora, key)
     # Recipe in_context_pretraining differs from full in its data only.
     return full.build(base.config, base.params)
 
@@ -146,7 +150,7 @@ def build_program(config: Config, base: Imported, steps: int, execution: Executi
     decay_rules = [(rule.pattern, rule.decay) for rule in config.train.optimizer.decay_rules]
     decays = label(surgery.params, decay_rules)
     labels = {path: (trains[path], decays[path]) for path in trains}
-    layout = plan_layout(surgery.config, labels, _trains)
+    layout = plan_layout(surgery.config, labels, _trains, tree=surgery.params)
     compute_dtype = jnp.dtype(config.model.compute_dtype)
     if not any(trains.values()):
         raise ConfigError("no leaf trains: every rule that matches a leaf says train: false")
@@ -219,7 +223,11 @@ def _split(
     trainable, frozen = partition(params, lambda path: labels[path][0])
 
     def cast(tree: Tree, dtype: Any) -> Tree:
-        return to_runtime(layout, jax.tree.map(lambda leaf: leaf.astype(dtype), tree))
+        leaves = {
+            path: leaf if keeps_dtype(path) else leaf.astype(dtype)
+            for path, leaf in flatten(tree).items()
+        }
+        return to_runtime(layout, unflatten(leaves))
 
     return cast(trainable, jnp.float32), cast(frozen, compute_dtype)
 

@@ -9,6 +9,7 @@ import time
 import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from jaxrecipes.checkpoint.huggingface import (
     import_checkpoint,
     read_model_config,
 )
+from jaxrecipes.checkpoint.peft import write_adapter
 from jaxrecipes.config import Arm, Config, config_hash, expand_arms, resolved_yaml
 from jaxrecipes.durable import write_json
 from jaxrecipes.environment import describe_environment
@@ -40,7 +42,9 @@ from jaxrecipes.experiment.program import apply_recipe, build_program
 from jaxrecipes.hosts import Hosts, join_hosts
 from jaxrecipes.models.config import ModelConfig
 from jaxrecipes.models.decoder import abstract_params
+from jaxrecipes.params.lora import describe_drift, merge_adapters
 from jaxrecipes.params.paths import Tree, flatten, unflatten
+from jaxrecipes.params.surgery import Surgery
 from jaxrecipes.report.results import ORDERS
 from jaxrecipes.sharding.host import on_host
 from jaxrecipes.stages import run_stage, why_stale
@@ -214,17 +218,30 @@ def _finish(
 ) -> None:
     def build(target: Path) -> None:
         imported = import_checkpoint(base.folder)
-        params = finished_params(arm.config, imported, trained.trained)
+        surgery = finished_model(arm.config, imported, trained.trained)
+        model, params = surgery.config, surgery.params
+        if surgery.adapters is not None:
+            write_adapter(
+                target / "adapter",
+                model,
+                params,
+                surgery.adapters.options,
+                initial=surgery.adapters.initial,
+                base_model=arm.config.model.checkpoint,
+            )
+            merged = merge_adapters(model, params)
+            model, params = merged.config, merged.params
+            console.print(f"{arm.name}: {describe_drift(merged.drift)}", highlight=False)
         export_checkpoint(
             target / "model",
-            trained.config,
+            model,
             params,
             tokenizer_source=base.folder,
             hf_config=imported.hf_config,
             model_card=model_card(arm, trained.summary, folder),
         )
-        if trained.config.new_blocks:
-            write_delta(target / DELTA_FILE, trained.config, params)
+        if model.new_blocks:
+            write_delta(target / DELTA_FILE, model, params)
 
     write_json(folder / "summary.json", trained.summary)
     console.print(f"{arm.name}: exporting and comparing …", highlight=False)
@@ -232,8 +249,8 @@ def _finish(
         run_stage(folder / "final", inputs, build)
 
 
-def finished_params(config: Config, base: Imported, trained: Tree) -> Tree:
-    """Puts trained leaves into the base's tree.
+def finished_model(config: Config, base: Imported, trained: Tree) -> Surgery:
+    """Puts trained leaves into the tree that the recipe makes of the base.
 
     Frozen leaves are the base's own, bit for bit, whatever type they had during training; trained
     ones are rounded to the type that the base stores them in.
@@ -244,13 +261,13 @@ def finished_params(config: Config, base: Imported, trained: Tree) -> Tree:
         trained: The leaves that trained.
 
     Returns:
-        The canonical tree of the finished model.
+        The finished model, adapters apart.
     """
     surgery = apply_recipe(config, base, key=jax.random.key(config.seed))
     leaves = flatten(surgery.params)
     for path, leaf in flatten(trained).items():
         leaves[path] = jnp.asarray(leaf, leaves[path].dtype)
-    return unflatten(leaves)
+    return replace(surgery, params=unflatten(leaves))
 
 
 def _claim(config: Config, output: Path) -> None:

@@ -15,6 +15,13 @@ The canonical tree, with every kernel as [inputs, outputs]::
     final_norm/scale                                [hidden_size]
     head/kernel                                     [hidden_size, vocab_size]  unless tied
 
+Adapters (`jaxrecipes.params.lora`) add leaves beside kernels, see `jaxrecipes.models.dense`, and
+
+    embedding/lora_{a,b,scale,magnitude}            an adapter of the input embedding, not of a tied
+                                                    head
+    embedding/token_delta                           [tokens, hidden_size], rows that stand in place
+    embedding/token_ids                             of the table's: int32 [tokens]
+
 A run-time layout (`jaxrecipes.params.layout`) has `segments` in place of `layers`.
 """
 
@@ -27,6 +34,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxrecipes.models.config import ModelConfig
+from jaxrecipes.models.dense import join_adapter
 from jaxrecipes.models.execution import ONE_DEVICE, Execution
 from jaxrecipes.models.layers import Block, RMSNorm, Tokens
 from jaxrecipes.models.lookup import lookup
@@ -131,7 +139,11 @@ def embed(
     execution: Execution = ONE_DEVICE,
 ) -> jax.Array:
     """Looks tokens up: int32 [batch, length] -> compute_dtype [batch, length, hidden_size]."""
-    states = lookup(params["embedding"]["table"], token_ids, execution.mesh).astype(compute_dtype)
+    leaves = params["embedding"]
+    states = lookup(embedding_table(params), token_ids, execution.mesh).astype(compute_dtype)
+    if "lora_a" in leaves:
+        reduced = lookup(leaves["lora_a"], token_ids, execution.mesh)
+        states = join_adapter(states, reduced, leaves["table"], leaves)
     if config.embedding_scale is not None:
         # Gemma rounds the factor to the compute dtype before it multiplies.
         states = states * jnp.asarray(config.embedding_scale, compute_dtype)
@@ -194,10 +206,19 @@ def hidden_states(
     return final_norm(config, params, states)
 
 
+def embedding_table(params: Tree) -> jax.Array:
+    """Returns the embedding, [vocab_size, hidden_size], with the rows of trained tokens in it."""
+    leaves = params["embedding"]
+    if "token_delta" not in leaves:
+        return leaves["table"]
+    rows = leaves["token_delta"].astype(leaves["table"].dtype)
+    return jnp.asarray(leaves["table"]).at[leaves["token_ids"]].set(rows)
+
+
 def head_kernel(config: ModelConfig, params: Tree) -> jax.Array:
     """Returns the output head, [hidden_size, vocab_size]; the transposed embedding when tied."""
     if config.tie_embeddings:
-        return params["embedding"]["table"].T
+        return embedding_table(params).T
     return params["head"]["kernel"]
 
 

@@ -14,9 +14,9 @@ import jax
 import jax.numpy as jnp
 
 from jaxrecipes.models.attention import Places, attention
+from jaxrecipes.models.dense import Dense
 from jaxrecipes.models.encoder_config import EncoderConfig
 from jaxrecipes.models.execution import ONE_DEVICE, Execution
-from jaxrecipes.models.product import product
 from jaxrecipes.sharding.rules import constrain
 
 # Queries of a long row are answered in blocks of at most this many, so that the attention weights
@@ -52,16 +52,6 @@ class LayerNorm(nn.Module):
         values = values * jax.lax.rsqrt(variance + self.epsilon)
         values = values * scale.astype(jnp.float32) + bias.astype(jnp.float32)
         return values.astype(inputs.dtype)
-
-
-def _dense(features: int, dtype: jnp.dtype, name: str) -> nn.Dense:
-    return nn.Dense(
-        features,
-        dtype=dtype,
-        kernel_init=nn.initializers.normal(stddev=0.02),
-        dot_general=lambda inputs, kernel, *_, **__: product(inputs, kernel),
-        name=name,
-    )
 
 
 def attend_both_ways(
@@ -117,14 +107,14 @@ class EncoderAttention(nn.Module):
         batch, length, _ = inputs.shape
 
         def project(name: str) -> jax.Array:
-            projected = _dense(config.hidden_size, inputs.dtype, name)(inputs)
+            projected = Dense(config.hidden_size, True, inputs.dtype, name=name)(inputs)
             projected = projected.reshape(batch, length, config.num_heads, config.head_dim)
             return constrain(projected, "heads", self.execution.mesh)
 
         query, key, value = project("query"), project("key"), project("value")
         mixed = attend_both_ways(query, key, value, places, scale=config.head_dim**-0.5)
         mixed = mixed.reshape(batch, length, config.hidden_size)
-        return _dense(config.hidden_size, inputs.dtype, "output")(mixed)
+        return Dense(config.hidden_size, True, inputs.dtype, name="output")(mixed)
 
 
 class EncoderMLP(nn.Module):
@@ -142,9 +132,9 @@ class EncoderMLP(nn.Module):
     def __call__(self, inputs: jax.Array) -> jax.Array:
         """Maps [batch, length, hidden_size] to the same shape."""
         config = self.config
-        up = _dense(config.intermediate_size, inputs.dtype, "up")(inputs)
+        up = Dense(config.intermediate_size, True, inputs.dtype, name="up")(inputs)
         activated = _ACTIVATIONS[config.activation](constrain(up, "mlp", self.execution.mesh))
-        return _dense(config.hidden_size, inputs.dtype, "down")(activated)
+        return Dense(config.hidden_size, True, inputs.dtype, name="down")(activated)
 
 
 class EncoderBlock(nn.Module):

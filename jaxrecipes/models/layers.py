@@ -16,8 +16,8 @@ from jax.ad_checkpoint import checkpoint_name
 from jaxrecipes.models.attend import attend
 from jaxrecipes.models.attention import Places
 from jaxrecipes.models.config import ModelConfig
+from jaxrecipes.models.dense import Dense
 from jaxrecipes.models.execution import ONE_DEVICE, Execution
-from jaxrecipes.models.product import product
 from jaxrecipes.models.rope import rotate
 from jaxrecipes.sharding.rules import constrain
 
@@ -80,18 +80,6 @@ class RMSNorm(nn.Module):
         return values.astype(inputs.dtype) * scale.astype(inputs.dtype)
 
 
-def _dense(features: int, *, bias: bool, dtype: jnp.dtype, name: str) -> nn.Dense:
-    initializer = nn.initializers.normal(stddev=0.02)
-    return nn.Dense(
-        features,
-        use_bias=bias,
-        dtype=dtype,
-        kernel_init=initializer,
-        dot_general=lambda inputs, kernel, *_, **__: product(inputs, kernel),
-        name=name,
-    )
-
-
 class Attention(nn.Module):
     """Grouped-query self-attention with rotary positions.
 
@@ -123,9 +111,8 @@ class Attention(nn.Module):
         batch, length, _ = inputs.shape
 
         def project(name: str, heads: int) -> jax.Array:
-            dense = _dense(
-                heads * config.head_dim, bias=config.attention_bias, dtype=inputs.dtype, name=name
-            )
+            features = heads * config.head_dim
+            dense = Dense(features, config.attention_bias, inputs.dtype, name=name)
             projected = checkpoint_name(dense(inputs), name)
             projected = projected.reshape(batch, length, heads, config.head_dim)
             return constrain(projected, "heads", mesh)
@@ -164,11 +151,8 @@ class Attention(nn.Module):
         )
         mixed = mixed.reshape(batch, length, config.num_heads * config.head_dim)
         mixed = checkpoint_name(mixed, "attention")
-        output = _dense(
-            config.hidden_size,
-            bias=config.attention_output_bias,
-            dtype=inputs.dtype,
-            name="output",
+        output = Dense(
+            config.hidden_size, config.attention_output_bias, inputs.dtype, name="output"
         )
         return output(mixed), cache
 
@@ -190,7 +174,7 @@ class MLP(nn.Module):
         config = self.config
 
         def project(name: str, features: int, values: jax.Array, point: str) -> jax.Array:
-            dense = _dense(features, bias=config.mlp_bias, dtype=inputs.dtype, name=name)
+            dense = Dense(features, config.mlp_bias, inputs.dtype, name=name)
             return checkpoint_name(constrain(dense(values), point, self.execution.mesh), name)
 
         gate = project("gate", config.intermediate_size, inputs, "mlp")

@@ -27,6 +27,8 @@ def plan_layout(
     config: ModelConfig,
     labels: Mapping[str, Hashable],
     trains: Callable[[Hashable], bool] = bool,
+    *,
+    tree: Mapping[str, Any] | None = None,
 ) -> Layout:
     """Finds the layout with the fewest layer bodies to compile.
 
@@ -35,6 +37,8 @@ def plan_layout(
         labels: For each canonical path anything hashable that tells leaves apart which must not
             share a stack: whether it trains, whether it decays. See `rules.label`.
         trains: Says for a label whether the leaf trains.
+        tree: The canonical tree, of arrays or shapes. Needed where layers with the same leaves can
+            differ in their shapes (adapters of different rank): those never share a stack.
 
     Returns:
         Segments in order. Layers below the lowest one with a trainable leaf are in segments of
@@ -45,9 +49,15 @@ def plan_layout(
         if path.startswith("layers/"):
             _, index, relative = path.split("/", 2)
             kinds[int(index)][relative] = value
-    signatures = [
+    signatures: list[Kind] = [
         (config.layer_types[index], frozenset(kind.items())) for index, kind in enumerate(kinds)
     ]
+    if tree is not None:
+        shapes: list[set[tuple[str, tuple[int, ...]]]] = [set() for _ in kinds]
+        for path, leaf in flatten(tree.get("layers", {})).items():
+            index, relative = path.split("/", 1)
+            shapes[int(index)].add((relative, tuple(leaf.shape)))
+        signatures = [(one, frozenset(s)) for one, s in zip(signatures, shapes, strict=True)]
     lowest = next(
         (
             index

@@ -54,6 +54,13 @@ RECIPES = (
         ("docstrings", "tiny", "tpu_v5e"),
     ),
     Recipe(
+        "lora",
+        "train low-rank adapters beside frozen weights; gives a PEFT adapter and a merged model",
+        "LoRA, arXiv 2106.09685 (rsLoRA, DoRA, PiSSA, OLoRA)",
+        "documents of a domain",
+        ("quickstart", "tiny"),
+    ),
+    Recipe(
         "strided_freeze",
         "train old blocks where expansion would insert new ones",
         "control for LLaMA Pro (its issue 9)",

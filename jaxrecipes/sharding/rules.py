@@ -34,6 +34,13 @@ PARAMETER_RULES: tuple[tuple[str, tuple[Any, ...]], ...] = (
     (r".*/(query|key|value|gate|up)/lora_b", (None, "tensor")),
     (r".*/(output|down)/lora_a", ("tensor", None)),
     (r".*/(output|down)/lora_b", (None, GATHERED_AXES)),
+    (r".*/(query|key|value|gate|up)/lora_magnitude", ("tensor",)),
+    (r"(.*/(output|down)|embedding)/lora_magnitude", (None,)),
+    (r".*/lora_scale", ()),
+    # The adapter of an embedding has as many rows as the table.
+    (r"embedding/lora_a", (VOCABULARY_AXES, None)),
+    (r"embedding/(lora_b|token_delta)", (None, None)),
+    (r"embedding/token_ids", (None,)),
     (r".*/(scale|bias)", (None,)),
 )
 

@@ -67,7 +67,7 @@ def batch_loss(
     tied = config.tie_embeddings
     return chunked_cross_entropy(
         states,
-        params["embedding"]["table"] if tied else params["head"]["kernel"],
+        decoder.embedding_table(params) if tied else params["head"]["kernel"],
         targets,
         weights,
         vocab_first=tied,

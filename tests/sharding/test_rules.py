@@ -5,9 +5,13 @@ import jax.numpy as jnp
 import pytest
 from jax.sharding import AbstractMesh, PartitionSpec
 
+from jaxrecipes.checkpoint.peft_names import decoder_modules
 from jaxrecipes.errors import ConfigError
 from jaxrecipes.models.decoder import abstract_params
 from jaxrecipes.params.layout import plan_layout, to_runtime
+from jaxrecipes.params.lora import build_adapters
+from jaxrecipes.params.lora_options import AdapterOptions
+from jaxrecipes.params.lora_targets import select_modules
 from jaxrecipes.params.partition import partition
 from jaxrecipes.params.paths import flatten
 from jaxrecipes.params.rules import label
@@ -110,3 +114,24 @@ def test_moments_live_where_their_parameter_lives(optimizer):
     # Adafactor's factored moments are vectors; everything as large as a matrix is cut.
     assert whole <= total * (0.2 if optimizer == "adafactor" else 0.0)
     assert flatten(places.trainable) == flatten(tree_shardings(tree, both))
+
+
+@pytest.mark.parametrize("changes", [{"embeddings": True}, {"trainable_tokens": (1, 2)}])
+def test_adapters_are_cut_like_the_kernels_beside_them(changes):
+    config = tiny_config()
+    options = AdapterOptions(rank=4, use_dora=True, **changes)
+    selection = select_modules(options, decoder_modules(config))
+    adapters = jax.eval_shape(
+        lambda params: build_adapters(params, options, selection, jax.random.key(0)).adapters,
+        abstract_params(config),
+    )
+    layout = plan_layout(config, dict.fromkeys(flatten(adapters), True), tree=adapters)
+    places = flatten(tree_shardings(to_runtime(layout, adapters), mesh(fsdp=2, tensor=2)))
+    assert places.keys() == flatten(to_runtime(layout, adapters)).keys()
+    whole = mesh(fsdp=2, tensor=2)
+    for module in ("attention/query", "attention/output", "mlp/up", "mlp/down"):
+        folder = f"layers/0/{module}"
+        inputs, outputs = leaf_spec(f"{folder}/kernel", (32, 48), whole)
+        assert leaf_spec(f"{folder}/lora_a", (32, 4), whole) == PartitionSpec(inputs, None)
+        assert leaf_spec(f"{folder}/lora_b", (4, 48), whole) == PartitionSpec(None, outputs)
+        assert leaf_spec(f"segments/0/0/{module}/lora_scale", (4,), whole) == PartitionSpec(None)

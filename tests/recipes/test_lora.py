@@ -1,0 +1,52 @@
+"""The recipe: what a run leaves behind is one adapter, in PEFT and inside of the model."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from jaxrecipes.checkpoint.huggingface import import_checkpoint
+from jaxrecipes.checkpoint.peft import read_adapter
+from jaxrecipes.cli import main
+from jaxrecipes.config.recipe_options import LoraSection
+from jaxrecipes.params.lora_options import AdapterOptions
+from jaxrecipes.recipes.lora import adapter_options
+from tests.checkpoint.test_parity import our_logits
+from tests.experiment.small import small_config, write_config
+
+TOKENS = np.random.default_rng(0).integers(0, 200, (2, 20))
+
+
+def test_the_section_has_the_options_of_adapters_and_their_defaults() -> None:
+    assert adapter_options(LoraSection()) == AdapterOptions()
+    assert set(LoraSection.model_fields) == set(AdapterOptions.__dataclass_fields__)
+    assert adapter_options(LoraSection(rank=5)).alpha == 10
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("init", ["kaiming", "pissa"])
+def test_a_run_gives_an_adapter_and_the_merged_model(tmp_path: Path, init: str) -> None:
+    config = small_config(tmp_path / "run")
+    del config["block_expansion"]
+    lora = {"rank": 2, "init": init, "rank_pattern": {"down_proj": 4}, "trainable_tokens": [7, 3]}
+    config.update(recipe="lora", lora=lora)
+    path = write_config(tmp_path / "lora.yaml", config)
+    assert main(["run", str(path)]) == 0
+    final = tmp_path / "run" / "arms" / "lora" / "final"
+    summary = json.loads((final.parent / "summary.json").read_text())
+    base = import_checkpoint(tmp_path / "run" / "base" / "model")
+    loaded = read_adapter(final / "adapter", base.config, base.params)
+    # What took a part of the base is written with twice the rank.
+    tokens = 2 * base.config.hidden_size
+    factor = 1 if init == "kaiming" else 2
+    trained = summary["trained_parameters"] - tokens
+    assert loaded.selection.parameters - tokens == factor * trained
+    merged = import_checkpoint(final / "model")
+    expected = our_logits(merged.config, merged.params, TOKENS)
+    before = our_logits(base.config, base.params, TOKENS)
+    assert np.max(np.abs(expected - before)) > 1e-3
+    found = our_logits(base.config, loaded.params, TOKENS)
+    assert np.max(np.abs(found - expected)) < 1e-5
