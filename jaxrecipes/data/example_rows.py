@@ -59,7 +59,7 @@ class ExampleRows:
         del text_like
         resolved = resolve_shape(found, self.columns, where=where, shape=self.shape)
         self.shape, self._resolved = resolved.shape, resolved
-        self.report.columns = {"shape": resolved.shape, **resolved.columns}
+        self.report.columns = dict(resolved.columns)
         return [column for column in dict.fromkeys(resolved.columns.values()) if column in found]
 
     def make(

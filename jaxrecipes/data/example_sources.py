@@ -47,7 +47,9 @@ def find_shape(spec: SourceSpec | ResolvedSource, shape: Shape | None = None) ->
     text = source.spec.columns.get("text")
     if text is not None and not set(source.spec.columns) - {"text", "id", "group"}:
         return "documents"
-    return next(read_rows(source, _ShapeOfFirst(source.spec.columns)))
+    # A table without rows is an error of whoever reads it.
+    first: Iterator[Shape] = read_rows(source, _ShapeOfFirst(source.spec.columns))
+    return next(first, "documents")
 
 
 def read_examples(

@@ -205,7 +205,7 @@ def prepare(
         manifest = _manifest(work, parts, options, vocab_size, tokenizer_fingerprint, eos)
         manifest["left_out_of_source"] = _counted(report.dropped, report.examples)
         if supervision is not None:
-            manifest["columns"] = report.columns
+            manifest["shape"], manifest["columns"] = supervision.shape, report.columns
             _say_supervised(folder.name, manifest, say)
         work.finish(manifest, folder)
     return PreparedSet(folder, manifest)
@@ -382,7 +382,7 @@ def _say_supervised(name: str, manifest: Mapping[str, Any], say: Callable[[str],
     supervised, tokens = manifest["supervised_tokens"], manifest["tokens"]
     say(
         f"{name}: {supervised} of {tokens} tokens are supervised "
-        f"({100 * supervised / tokens:.1f} %); "
+        f"({100 * supervised / tokens:.1f} %); shape: {manifest['shape']}, "
         + ", ".join(f"{role}: {column}" for role, column in manifest["columns"].items())
     )
     for part in ("left_out_of_source", "overlong"):

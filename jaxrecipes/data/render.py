@@ -171,11 +171,22 @@ class _Chat:
             return self.text
         return self._render(self.messages[:count], prompt) if count else None
 
-    def spans_before(self, count: int) -> int:
-        """Counts the `{% generation %}` blocks of the first turns."""
-        return (
-            len(self.template.render_marked(self.messages[:count], self.tools)[1]) if count else 0
-        )
+    def turn_start(self, index: int) -> int:
+        """Finds a place behind the content of the turn before and not behind this turn's.
+
+        Raises:
+            DataError: That cannot be proven.
+        """
+        if index in (0, len(self.messages)):
+            return len(self.text) if index else 0
+        before = self.beginning(index)
+        agreed = 0 if before is None else len(os.path.commonprefix([self.text, before]))
+        if before is not None and agreed == len(before):
+            return agreed
+        content = self.content(index - 1)
+        if content is None:
+            raise DataError("where it begins depends on the turns after it")
+        return max(agreed, content[1])
 
     def content(self, index: int) -> tuple[int, int] | None:
         """Finds the characters that a turn's content became; None where that cannot be proven."""
@@ -219,7 +230,13 @@ def _derived_turn(chat: _Chat, index: int) -> _Turn:
             raise DataError("its text depends on the turns after it")
         start = len(prompt or "")
         end, open_end = _end_of_whole_turn(chat, start, chat.beginning(index + 1))
-        if _solid(given, chat) not in _solid(text[start:end], chat):
+        whole, said = _solid(text[start:end], chat), _solid(given, chat)
+        if set(message) <= {"role", "content"}:
+            closed = whole[len(said) :]
+            kept = whole.startswith(said) and (not closed or chat.controls.fullmatch(closed))
+        else:
+            kept = said in whole
+        if not kept:
             raise DataError("the chat template rewrites or leaves out what it says")
         return _Turn(((start, end),), open_end)
     written = text[slice(*content)]
@@ -272,8 +289,8 @@ def _generation_turn(chat: _Chat, index: int) -> _Turn:
     text, spans = chat.template.render_marked(chat.messages, chat.tools)
     if text != chat.text:
         raise DataError("its {% generation %} blocks change what the chat template writes")
-    first, last = chat.spans_before(index), chat.spans_before(index + 1)
-    own = list(spans[first:last])
+    first, last = chat.turn_start(index), chat.turn_start(index + 1)
+    own = [span for span in spans if first <= span[0] < last]
     if not own:
         raise DataError("the chat template has {% generation %} blocks, but none around this turn")
     content = chat.content(index) if set(chat.messages[index]) <= {"role", "content"} else None
