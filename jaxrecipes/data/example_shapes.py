@@ -97,7 +97,12 @@ class ResolvedShape:
 
 
 def resolve_shape(
-    found: Sequence[str], mapping: ColumnMapping, *, where: str, shape: Shape | None = None
+    found: Sequence[str],
+    mapping: ColumnMapping,
+    *,
+    where: str,
+    shape: Shape | None = None,
+    text_like: Sequence[str] = (),
 ) -> ResolvedShape:
     """Decides which shape rows have and which columns to read.
 
@@ -106,6 +111,7 @@ def resolve_shape(
         mapping: Role -> column, as given by the user.
         where: File and line, for messages.
         shape: The shape that the user gave; None finds it from the columns.
+        text_like: Columns that hold strings, best candidate first, for the proposed mapping.
 
     Raises:
         ConfigError: An unknown shape.
@@ -131,16 +137,16 @@ def resolve_shape(
             f"Say which one is meant, for instance: shape: {fitting[0]}"
         )
     if not fitting:
-        lines = "\n".join(
-            f"    {name}: {', '.join(columns.needed)}, such as {columns.example}"
-            for name, columns in COLUMNS.items()
+        needed = "; ".join(
+            f"{', '.join(columns.needed)} ({name})" for name, columns in COLUMNS.items()
         )
+        text = next((name for name in (*text_like, *found) if name != "id"), "<column>")
         raise DataError(
-            f"{where}: the columns fit no known shape.\n"
-            f"  columns found: {', '.join(found) if found else '(none)'}\n"
-            f"  shapes and the columns they need:\n{lines}\n"
-            "  give the shape and map your columns, for instance: "
-            "shape: prompt_completion, columns: {prompt: <column>, completion: <column>}"
+            f"{where}: the columns fit no known shape of rows.\n"
+            f"  columns found:  {', '.join(found) if found else '(none)'}\n"
+            f"  columns needed: one of {needed}\n"
+            f"  paste this and adapt it: columns: {{text: {text}}}, or shape: prompt_completion, "
+            "columns: {prompt: <column>, completion: <column>}"
         )
     return _with_shape(fitting[0], found, mapping, where)
 

@@ -91,23 +91,26 @@ def read_examples(
         )
 
 
-@dataclass(frozen=True)
+@dataclass
 class _ShapeOfFirst:
     """Makes the first row the shape of all."""
 
     columns: ColumnMapping
+    text_like: Sequence[str] = ()
 
     def resolve(
         self, found: Sequence[str], *, where: str, text_like: Sequence[str] = ()
     ) -> list[str]:
-        del where, text_like
+        del where
+        self.text_like = text_like
         return list(found)
 
     def make(
         self, row: Mapping[str, object], *, where: str, default_id: str, id_prefix: str
     ) -> Shape:
         del default_id, id_prefix
-        return resolve_shape(list(row), self.columns, where=where).shape
+        resolved = resolve_shape(list(row), self.columns, where=where, text_like=self.text_like)
+        return resolved.shape
 
 
 def _resolved(spec: SourceSpec | ResolvedSource) -> ResolvedSource:
