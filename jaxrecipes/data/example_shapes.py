@@ -142,7 +142,7 @@ def resolve_shape(
         )
         text = next((name for name in (*text_like, *found) if name != "id"), "<column>")
         raise DataError(
-            f"{where}: the columns fit no known shape of rows.\n"
+            f"{where}: column 'text' not found, nor the columns of another shape of rows.\n"
             f"  columns found:  {', '.join(found) if found else '(none)'}\n"
             f"  columns needed: one of {needed}\n"
             f"  paste this and adapt it: columns: {{text: {text}}}, or shape: prompt_completion, "

@@ -47,9 +47,10 @@ def find_shape(spec: SourceSpec | ResolvedSource, shape: Shape | None = None) ->
     text = source.spec.columns.get("text")
     if text is not None and not set(source.spec.columns) - {"text", "id", "group"}:
         return "documents"
-    # A table without rows is an error of whoever reads it.
-    first: Iterator[Shape] = read_rows(source, _ShapeOfFirst(source.spec.columns))
-    return next(first, "documents")
+    first: Shape
+    for first in read_rows(source, _ShapeOfFirst(source.spec.columns)):
+        return first
+    return "documents"  # a table without rows is an error of whoever reads it
 
 
 def read_examples(
@@ -96,21 +97,20 @@ class _ShapeOfFirst:
     """Makes the first row the shape of all."""
 
     columns: ColumnMapping
-    text_like: Sequence[str] = ()
+    shape: Shape = "documents"
 
     def resolve(
         self, found: Sequence[str], *, where: str, text_like: Sequence[str] = ()
     ) -> list[str]:
-        del where
-        self.text_like = text_like
+        resolved = resolve_shape(found, self.columns, where=where, text_like=text_like)
+        self.shape = resolved.shape
         return list(found)
 
     def make(
         self, row: Mapping[str, object], *, where: str, default_id: str, id_prefix: str
     ) -> Shape:
-        del default_id, id_prefix
-        resolved = resolve_shape(list(row), self.columns, where=where, text_like=self.text_like)
-        return resolved.shape
+        del row, where, default_id, id_prefix
+        return self.shape
 
 
 def _resolved(spec: SourceSpec | ResolvedSource) -> ResolvedSource:

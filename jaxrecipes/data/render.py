@@ -140,6 +140,25 @@ def render_conversation(
     return Rendered(chat.text, mark + sentinel, tuple(spans), open_end, tuple(dict.fromkeys(notes)))
 
 
+def render_prompt(
+    messages: Sequence[Message], template: ChatTemplate, tokenizer: MarkingTokenizer
+) -> Rendered:
+    """Renders what a model is to answer; nothing of it is supervised.
+
+    Args:
+        messages: The turns so far.
+        template: The model's chat template.
+        tokenizer: Says what control tokens are; in messages they are ordinary text.
+
+    Raises:
+        DataError: The template refuses the messages.
+    """
+    marks = choose_marks([template.text, *strings_of(messages)], 2)
+    broken = break_special(messages, tokenizer.special, marks[0])
+    text = template.render(broken, add_generation_prompt=True)
+    return Rendered(text, marks, (), open_end=False)
+
+
 @dataclass(frozen=True)
 class _Turn:
     """What was found of one turn; see `Rendered`."""

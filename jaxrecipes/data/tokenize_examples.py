@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import hashlib
 import importlib.metadata
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
 
-from jaxrecipes.data.chat_template import ChatTemplate, chat_template_of
+from jaxrecipes.data.chat_template import ChatTemplate, Message, chat_template_of
 from jaxrecipes.data.example_shapes import Shape
 from jaxrecipes.data.examples import Completion, Conversation, Example, Labelled
 from jaxrecipes.data.marks import MarkingTokenizer, Tokens, marking_tokenizer
-from jaxrecipes.data.render import Rendered, Turns, render_completion, render_conversation
+from jaxrecipes.data.render import (
+    Rendered,
+    Turns,
+    render_completion,
+    render_conversation,
+    render_prompt,
+)
 from jaxrecipes.data.tokenize import TokenizedDocument, byte_ends_of, check_ids, end_token
 from jaxrecipes.errors import DataError
 
@@ -134,6 +140,26 @@ class ExampleTokenizer:
         if with_tools not in self._templates:
             self._templates[with_tools] = chat_template_of(self._tokenizer, tools=with_tools)
         return self._templates[with_tools]
+
+
+def tokenize_prompt(messages: Sequence[Message], tokenizer: Any) -> list[int]:
+    """Tokenizes what a model is to answer, as training examples are: one BOS, text as data.
+
+    Args:
+        messages: The turns so far.
+        tokenizer: A `PreTrainedTokenizerFast` with a chat template.
+
+    Returns:
+        Token ids, the generation prompt included.
+
+    Raises:
+        ConfigError: The tokenizer has no chat template.
+        DataError: The template refuses the messages.
+    """
+    marking = marking_tokenizer(tokenizer)
+    rendered = render_prompt(messages, chat_template_of(tokenizer), marking)
+    ids = marking.encode(rendered.text, rendered.marks).ids
+    return ids if marking.begin is None or ids[:1] == [marking.begin] else [marking.begin, *ids]
 
 
 def tokenize_examples(

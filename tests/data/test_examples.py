@@ -180,7 +180,11 @@ def test_missing_columns_come_with_a_mapping_to_paste(tmp_path):
     path = write(tmp_path, {"question": "Q", "reply": "A", "id": 3})
     with pytest.raises(DataError) as caught:
         read(path)
-    for part in (f"{path}:1", "columns found:  question, reply, id", "columns: {text: question}"):
+    for part in (
+        f"{path}:1: column 'text' not found",
+        "columns found:  question, reply, id",
+        "columns: {text: question}",
+    ):
         assert part in str(caught.value)
     with pytest.raises(DataError, match="columns: {prompt: question, completion: reply}"):
         read(path, shape="prompt_completion")

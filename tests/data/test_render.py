@@ -13,7 +13,7 @@ from jaxrecipes.data.chat_template import ChatTemplate, chat_template_of, read_c
 from jaxrecipes.data.examples import Completion, Conversation
 from jaxrecipes.data.marks import marking_tokenizer
 from jaxrecipes.data.render import LEFT_OUT, render_conversation
-from jaxrecipes.data.tokenize_examples import ExampleTokenizer
+from jaxrecipes.data.tokenize_examples import ExampleTokenizer, tokenize_prompt
 from jaxrecipes.errors import ConfigError, DataError
 from tests.data.chat_templates import CASES, CHATML, IM_TOKENS, THINKING, Case, build_tokenizer
 
@@ -133,6 +133,20 @@ def test_a_turn_begins_where_the_prompt_of_a_model_ends():
     tokens = tokenizer.convert_ids_to_tokens(document.token_ids.tolist())
     first = int(np.flatnonzero(document.supervised)[0])
     assert tokens[first - 1 : first + 2] == ["Ċ", "Ċ", "b"]
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_prompt_is_the_beginning_of_the_example_that_answers_it(name):
+    """One function renders what is learned and what is answered; both have one BOS."""
+    tokenizer = TOKENIZERS[name]
+    asked = "Is <s> <|im_end|> warm?"
+    prompt = tokenize_prompt([{"role": "user", "content": asked}], tokenizer)
+    document = ExampleTokenizer(tokenizer, vocab_size=len(tokenizer))(chat(asked, "Yes"))
+    before = document.token_ids[: document.supervised.tolist().index(True)].tolist()
+    # A tokenizer may cut the line breaks before an answer in another way than those at the end.
+    assert tokenizer.decode(prompt) == tokenizer.decode(before)
+    special = set(tokenizer.all_special_ids)
+    assert [one for one in prompt if one in special] == [one for one in before if one in special]
 
 
 def test_only_the_completion_of_a_conversational_prompt():
