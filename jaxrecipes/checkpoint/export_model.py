@@ -19,7 +19,7 @@ from jaxrecipes.checkpoint.import_model import import_checkpoint
 from jaxrecipes.checkpoint.model_config_write import huggingface_config, write_model_config
 from jaxrecipes.checkpoint.names import TensorName, tensor_names
 from jaxrecipes.checkpoint.tensor_files import INDEX_FILE, SINGLE_FILE, refuse_non_finite, shorten
-from jaxrecipes.checkpoint.tokenizer import GENERATION_FILE, copy_tokenizer
+from jaxrecipes.checkpoint.tokenizer import GENERATION_FILE, copy_tokenizer, write_chat_template
 from jaxrecipes.durable import replace_folder, synchronise
 from jaxrecipes.errors import CheckpointError
 from jaxrecipes.models.config import ModelConfig
@@ -38,6 +38,7 @@ def export_checkpoint(
     tokenizer_source: str | Path | None,
     hf_config: Mapping[str, Any] | None,
     model_card: str,
+    chat_template: str | None = None,
     max_shard_bytes: int = 5_000_000_000,
     dtype: Any = None,
     verify: bool = True,
@@ -56,6 +57,7 @@ def export_checkpoint(
         hf_config: `config.json` of the checkpoint that `params` came from, whose keys are kept;
             None makes a new one.
         model_card: Markdown, written as README.md.
+        chat_template: Jinja that replaces the template of `tokenizer_source`; None keeps that.
         max_shard_bytes: Weights beyond this go into several files with an index.
         dtype: dtype of the written weights; None keeps each leaf's.
         verify: Read the folder back, compare every tensor and the logits of a probe batch.
@@ -88,6 +90,8 @@ def export_checkpoint(
         (partial / "README.md").write_text(model_card, encoding="utf-8")
         if tokenizer_source is not None:
             copy_tokenizer(tokenizer_source, partial)
+        if chat_template is not None:
+            write_chat_template(chat_template, partial)
         if not (partial / GENERATION_FILE).exists():
             _write_generation_settings(partial, values)
         if verify:

@@ -123,3 +123,20 @@ def copy_tokenizer(reference: str | Path, folder: Path) -> None:
     templates = source / "additional_chat_templates"
     if templates.is_dir():
         shutil.copytree(templates, folder / templates.name)
+
+
+def write_chat_template(text: str, folder: Path) -> None:
+    """Writes a chat template beside a tokenizer, in the place of all that it came with.
+
+    Args:
+        text: Jinja.
+        folder: Where a tokenizer was copied to.
+    """
+    (folder / "chat_template.json").unlink(missing_ok=True)
+    shutil.rmtree(folder / "additional_chat_templates", ignore_errors=True)
+    settings = folder / "tokenizer_config.json"
+    if settings.exists():
+        values = json.loads(settings.read_text(encoding="utf-8"))
+        if values.pop("chat_template", None) is not None:
+            settings.write_text(json.dumps(values, indent=2, ensure_ascii=False), encoding="utf-8")
+    (folder / "chat_template.jinja").write_text(text, encoding="utf-8")

@@ -20,6 +20,16 @@ SourceFormat = Literal[
     "docstrings",
     "topics",
 ]
+RowShape = Literal[
+    "auto",
+    "documents",
+    "prompt_completion",
+    "chat",
+    "alpaca",
+    "sharegpt",
+    "classification",
+    "sentence_pair",
+]
 
 
 class ColumnsSection(Section):
@@ -37,10 +47,52 @@ class ColumnsSection(Section):
         default=None,
         description="Column whose equal values stay on one side of the held-out split.",
     )
+    messages: str | None = Field(
+        default=None,
+        description="chat: list of messages with role and content. null: messages.",
+    )
+    conversations: str | None = Field(
+        default=None,
+        description="sharegpt: list of turns with from and value. null: conversations.",
+    )
+    tools: str | None = Field(
+        default=None,
+        description="chat, sharegpt, prompt_completion: JSON schemas of tools, may be missing. "
+        "null: tools.",
+    )
+    prompt: str | None = Field(
+        default=None,
+        description="prompt_completion: text, or a list of messages. null: prompt.",
+    )
+    completion: str | None = Field(
+        default=None,
+        description="prompt_completion: text, or a list of messages. null: completion.",
+    )
+    instruction: str | None = Field(
+        default=None, description="alpaca: what is asked. null: instruction."
+    )
+    input: str | None = Field(
+        default=None,
+        description="alpaca: what it is asked about, may be missing or empty. null: input.",
+    )
+    output: str | None = Field(default=None, description="alpaca: the answer. null: output.")
+    system: str | None = Field(
+        default=None,
+        description="alpaca, sharegpt: the system's turn, may be missing or empty. null: system.",
+    )
+    second_text: str | None = Field(
+        default=None,
+        description="sentence_pair: the second text. null: sentence2, hypothesis or text2.",
+    )
+    label: str | None = Field(
+        default=None,
+        description="classification, sentence_pair: the label, a text or a whole number. "
+        "null: label.",
+    )
 
 
 class SourceSection(Section):
-    """One source of documents."""
+    """One source of documents or of supervised examples."""
 
     source: str = Field(
         min_length=1,
@@ -55,6 +107,14 @@ class SourceSection(Section):
         default_factory=ColumnsSection,
         description="Inline column mapping, for example {text: body, id: key}.",
     )
+    shape: RowShape = Field(
+        default="auto",
+        description="What a row is. documents: text, all of it learned. The others are supervised, "
+        "only the answers are learned: prompt_completion (two texts, joined as they are), chat, "
+        "alpaca and sharegpt (rendered with the chat template), classification and sentence_pair "
+        "(texts as the user's turn, label as the assistant's). auto: found from the columns; a "
+        "table with a text column holds documents, with or without labels.",
+    )
     split: str = Field(default="train", description="Split of a hub, TFDS or saved dataset.")
     subset: str | None = Field(default=None, description="Configuration name of a hub dataset.")
     unit: Literal["file", "line", "paragraph"] = Field(
@@ -66,7 +126,7 @@ class SourceSection(Section):
 
 
 class LearnSection(SourceSection):
-    """One source of documents to learn."""
+    """One source to learn from."""
 
     weight: float = Field(
         default=1.0,
@@ -109,6 +169,26 @@ class KeepDocuments(Section):
     sources: list[SourceSection] = Field(min_length=1, description="Where they come from.")
 
 
+class SuperviseSection(Section):
+    """How supervised examples are rendered, masked and fitted into rows."""
+
+    chat_template: str | None = Field(
+        default=None,
+        min_length=1,
+        description="A Jinja file, or the template itself. It replaces the tokenizer's, for "
+        "training, for every prompt of this run, and in the exported model. null: the tokenizer's.",
+    )
+    turns: Literal["all", "last"] = Field(
+        default="all", description="Which of the assistant's turns are learned."
+    )
+    overlong: Literal["error", "drop", "truncate_left", "truncate_right"] = Field(
+        default="error",
+        description="What happens to an example of more than `length` tokens. truncate_left keeps "
+        "its end, truncate_right its beginning; one that would lose all its supervised tokens is "
+        "dropped. What was cut or dropped is counted and named.",
+    )
+
+
 class DataSection(Section):
     """What to learn and what to keep."""
 
@@ -123,7 +203,12 @@ class DataSection(Section):
         description="What a token may see: its own document, or all earlier tokens of its row.",
     )
     overlong: Literal["error", "drop", "truncate", "split"] = Field(
-        default="split", description="What happens to a document of more than `length` tokens."
+        default="split",
+        description="What happens to a document of more than `length` tokens. Supervised examples "
+        "follow supervise.overlong.",
+    )
+    supervise: SuperviseSection = Field(
+        default_factory=SuperviseSection, description="For sources of supervised examples."
     )
     held_out: float = Field(
         default=0.05,

@@ -193,7 +193,7 @@ def conflicts(config: Config) -> list[tuple[str, str]]:
     if isinstance(config.data.keep, KeepDocuments):
         for number, source in enumerate(config.data.keep.sources):
             found += _source_conflicts(source, f"data.keep.sources.{number}")
-    return found
+    return found + _supervision_conflicts(config.data)
 
 
 def _recipe_conflicts(config: Config) -> list[tuple[str, str]]:
@@ -238,6 +238,22 @@ def _expansion_conflicts(expansion: BlockExpansionSection | None) -> list[tuple[
         message = f"{per_group} does not divide new_blocks ({new_blocks})"
         return [("block_expansion.per_group", message)]
     return []
+
+
+def _supervision_conflicts(data: DataSection) -> list[tuple[str, str]]:
+    found = []
+    sources = list(data.learn)
+    for number, source in enumerate(sources):
+        if source.shape not in ("auto", "documents") and data.attend == "context":
+            message = "supervised examples must not see each other; set data.attend: document"
+            found.append((f"data.learn.{number}.shape", message))
+    keep = data.keep.sources if isinstance(data.keep, KeepDocuments) else []
+    plain = all(source.shape == "documents" for source in [*sources, *keep])
+    for key in ("turns", "overlong") if plain else ():
+        if key in data.supervise.model_fields_set:
+            message = "is read for supervised examples only, and every source holds documents"
+            found.append((f"data.supervise.{key}", message))
+    return found
 
 
 def _source_conflicts(source: SourceSection, key: str) -> list[tuple[str, str]]:

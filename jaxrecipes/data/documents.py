@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Protocol, TypeVar
 
 from jaxrecipes.errors import ConfigError, DataError
 
 ROLES = ("text", "id", "group")
+T_co = TypeVar("T_co", covariant=True)
 ColumnMapping = Mapping[str, str | Sequence[str]]
 
 
@@ -75,6 +77,14 @@ def make_document(
     if not text.strip():
         report.drop("empty", id)
         return None
+    check_text(text, where)
+    report.documents += 1
+    report.characters += len(text)
+    return Document(id, text, group)
+
+
+def check_text(text: str, where: str) -> None:
+    """Raises a DataError where a text holds a NUL character or half of a surrogate pair."""
     if "\x00" in text:
         raise DataError(
             f"{where}: the text holds a NUL character (at character {text.index(chr(0))}), so it "
@@ -90,13 +100,32 @@ def make_document(
                 f"({text[error.start]!r}), which is no Unicode text; expected valid Unicode. "
                 "Write the file again from its origin, or remove the character."
             ) from None
-    report.documents += 1
-    report.characters += len(text)
-    return Document(id, text, group)
 
 
-def check_unique_ids(documents: Iterable[Document], source: str) -> Iterable[Document]:
-    """Passes documents on and raises at the second use of an id.
+class Item(Protocol):
+    """What documents and supervised examples have in common."""
+
+    @property
+    def id(self) -> str:
+        """Unique within the source."""
+        ...
+
+    @property
+    def text(self) -> str:
+        """What it says; equal texts are duplicates and stay on one side of a held-out split."""
+        ...
+
+    @property
+    def group(self) -> str | None:
+        """Items of one group stay on one side of a held-out split."""
+        ...
+
+
+ItemType = TypeVar("ItemType", bound=Item)
+
+
+def check_unique_ids(documents: Iterable[ItemType], source: str) -> Iterator[ItemType]:
+    """Passes documents (or examples) on and raises at the second use of an id.
 
     Raises:
         DataError: Two documents have the same id.
@@ -135,12 +164,12 @@ class ResolvedColumns:
         return mapping
 
 
-def check_mapping(mapping: ColumnMapping) -> None:
+def check_mapping(mapping: ColumnMapping, roles: Sequence[str] = ROLES) -> None:
     """Raises a ConfigError where a column mapping has an unknown role or a wrong type."""
     for role, value in mapping.items():
-        if role not in ROLES:
+        if role not in roles:
             raise ConfigError(
-                f"columns: unknown role {role!r}; expected some of {', '.join(ROLES)}. "
+                f"columns: unknown role {role!r}; expected some of {', '.join(roles)}. "
                 "A mapping reads {text: <column of the text>, id: <column of the id>}."
             )
         if role != "text" and not isinstance(value, str):
@@ -194,6 +223,67 @@ def resolve_columns(
     return ResolvedColumns(text, id_column, group)  # type: ignore[arg-type]
 
 
+class RowReader(Protocol[T_co]):
+    """Makes the rows of a table items of one kind; the readers of files know nothing else of it."""
+
+    def resolve(
+        self, found: Sequence[str], *, where: str, text_like: Sequence[str] = ()
+    ) -> list[str]:
+        """Decides which columns of a table to read and returns them. Called once a file.
+
+        Raises:
+            DataError: A needed column is missing.
+        """
+        ...
+
+    def make(
+        self, row: Mapping[str, object], *, where: str, default_id: str, id_prefix: str
+    ) -> T_co | None:
+        """Makes one row an item; None where it was left out and counted.
+
+        Raises:
+            DataError: The row cannot be used.
+        """
+        ...
+
+
+@dataclass
+class DocumentRows:
+    """Makes rows documents.
+
+    Attributes:
+        columns: Role -> column, as given by the user.
+        report: Counts documents and drops.
+    """
+
+    columns: ColumnMapping
+    report: ReadReport
+    _resolved: ResolvedColumns | None = None
+
+    def resolve(
+        self, found: Sequence[str], *, where: str, text_like: Sequence[str] = ()
+    ) -> list[str]:
+        """See `resolve_columns`."""
+        resolved = resolve_columns(found, self.columns, where=where, text_like=text_like)
+        self._resolved = resolved
+        read = [*resolved.text, *(c for c in (resolved.id, resolved.group) if c is not None)]
+        return list(dict.fromkeys(read))
+
+    def make(
+        self, row: Mapping[str, object], *, where: str, default_id: str, id_prefix: str
+    ) -> Document | None:
+        """See `row_document`."""
+        assert self._resolved is not None, "resolve comes first"
+        return row_document(
+            row,
+            self._resolved,
+            where=where,
+            default_id=default_id,
+            id_prefix=id_prefix,
+            report=self.report,
+        )
+
+
 def row_document(
     row: Mapping[str, object],
     columns: ResolvedColumns,
@@ -223,32 +313,46 @@ def row_document(
         value = _value(row, column, where, columns)
         if not isinstance(value, str):
             raise DataError(
-                f"{where}: column {column!r} holds {_describe(value)}; expected a string. Correct "
+                f"{where}: column {column!r} holds {describe(value)}; expected a string. Correct "
                 "the row, or map another column: columns: {text: <column of strings>}."
             )
         if value.strip():
             parts.append(value)
-    id_value: object = default_id
+    id_value = default_id
     if columns.id is not None:
-        id_value = _value(row, columns.id, where, columns)
-        if isinstance(id_value, bool) or not isinstance(id_value, str | int) or id_value == "":
-            raise DataError(
-                f"{where}: id column {columns.id!r} holds {_describe(id_value)}; expected a "
-                "non-empty string or an integer."
-            )
-        id_value = f"{id_prefix}{id_value}"
+        id_value = id_prefix + id_of(_value(row, columns.id, where, columns), columns.id, where)
     group: str | None = None
     if columns.group is not None:
-        group_value = _value(row, columns.group, where, columns)
-        if isinstance(group_value, bool) or not isinstance(group_value, str | int):
-            raise DataError(
-                f"{where}: group column {columns.group!r} holds {_describe(group_value)}; expected "
-                "a string or an integer."
-            )
-        group = str(group_value)
-    return make_document(
-        "\n\n".join(parts), id=str(id_value), where=where, report=report, group=group
-    )
+        group = group_of(_value(row, columns.group, where, columns), columns.group, where)
+    return make_document("\n\n".join(parts), id=id_value, where=where, report=report, group=group)
+
+
+def id_of(value: object, column: str, where: str) -> str:
+    """Returns the id that a column holds.
+
+    Raises:
+        DataError: It holds none.
+    """
+    if isinstance(value, bool) or not isinstance(value, str | int) or value == "":
+        raise DataError(
+            f"{where}: id column {column!r} holds {describe(value)}; expected a "
+            "non-empty string or an integer."
+        )
+    return str(value)
+
+
+def group_of(value: object, column: str, where: str) -> str:
+    """Returns the split group that a column holds.
+
+    Raises:
+        DataError: It holds none.
+    """
+    if isinstance(value, bool) or not isinstance(value, str | int):
+        raise DataError(
+            f"{where}: group column {column!r} holds {describe(value)}; expected "
+            "a string or an integer."
+        )
+    return str(value)
 
 
 def _value(row: Mapping[str, object], column: str, where: str, columns: ResolvedColumns) -> object:
@@ -257,7 +361,8 @@ def _value(row: Mapping[str, object], column: str, where: str, columns: Resolved
     return row[column]
 
 
-def _describe(value: object) -> str:
+def describe(value: object) -> str:
+    """Names a value of the wrong kind, for messages."""
     if value is None:
         return "null"
     shown = repr(value)

@@ -1,4 +1,4 @@
-"""Readers of text, JSONL, CSV and Parquet files: one generator of documents each."""
+"""Readers of text, JSONL, CSV and Parquet files: one generator of documents (or rows) each."""
 
 from __future__ import annotations
 
@@ -10,15 +10,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO, Literal
 
-from jaxrecipes.data.documents import (
-    ColumnMapping,
-    Document,
-    ReadReport,
-    ResolvedColumns,
-    make_document,
-    resolve_columns,
-    row_document,
-)
+from jaxrecipes.data.documents import Document, ReadReport, RowReader, T_co, make_document
 from jaxrecipes.errors import DataError
 
 TextUnit = Literal["file", "line", "paragraph"]
@@ -89,17 +81,14 @@ def read_text(
             yield document
 
 
-def read_jsonl(
-    path: Path, *, columns: ColumnMapping, id_prefix: str, report: ReadReport
-) -> Iterator[Document]:
+def read_jsonl(path: Path, rows: RowReader[T_co], *, id_prefix: str) -> Iterator[T_co]:
     """Reads one JSON object a line. Empty lines are skipped.
 
     Raises:
         DataError: Broken JSON, a line that is no object, a missing column, a wrong type, wrong
             UTF-8.
     """
-    resolved: ResolvedColumns | None = None
-    rows = 0
+    count = 0
     for number, line in _decoded_lines(path):
         if not line.strip():
             continue
@@ -115,32 +104,28 @@ def read_jsonl(
                 'such as {"text": "..."}.'
                 + (" To convert an array: jq -c '.[]' in.json > out.jsonl" * isinstance(row, list))
             )
-        rows += 1
-        if resolved is None:
+        count += 1
+        if count == 1:
             strings = sorted(
                 (key for key, value in row.items() if isinstance(value, str)),
                 key=lambda key: -len(row[key]),
             )
-            resolved = resolve_columns(list(row), columns, where=where, text_like=strings)
-        document = row_document(
+            rows.resolve(list(row), where=where, text_like=strings)
+        item = rows.make(
             row,
-            resolved,
             where=where,
             default_id=f"{id_prefix or path.name}:{number}",
             id_prefix=f"{id_prefix}#" if id_prefix else "",
-            report=report,
         )
-        if document is not None:
-            yield document
-    if rows == 0:
+        if item is not None:
+            yield item
+    if count == 0:
         raise DataError(
             f"{path}: the file holds only empty lines; expected one JSON object a line."
         )
 
 
-def read_csv(
-    path: Path, *, columns: ColumnMapping, id_prefix: str, report: ReadReport
-) -> Iterator[Document]:
+def read_csv(path: Path, rows: RowReader[T_co], *, id_prefix: str) -> Iterator[T_co]:
     """Reads a CSV (or ``.tsv``) file with a header line, RFC 4180 quoting, UTF-8.
 
     Raises:
@@ -160,7 +145,6 @@ def read_csv(
     csv.field_size_limit(MAX_LINE_BYTES)
     reader = csv.reader(lines(), delimiter="\t" if tabs else ",", strict=True)
     header: list[str] | None = None
-    resolved: ResolvedColumns | None = None
     start = 1
     try:
         for cells in reader:
@@ -173,7 +157,7 @@ def read_csv(
                     raise DataError(
                         f"{where}: the header names a column twice: {', '.join(header)}."
                     )
-                resolved = resolve_columns(header, columns, where=where)
+                rows.resolve(header, where=where)
                 continue
             if len(cells) != len(header):
                 raise DataError(
@@ -181,17 +165,14 @@ def read_csv(
                     f"header ({', '.join(header)}). Quote cells that hold a separator or a line "
                     "break."
                 )
-            assert resolved is not None
-            document = row_document(
+            item = rows.make(
                 dict(zip(header, cells, strict=True)),
-                resolved,
                 where=where,
                 default_id=f"{id_prefix or path.name}:{where.rsplit(':', 1)[1]}",
                 id_prefix=f"{id_prefix}#" if id_prefix else "",
-                report=report,
             )
-            if document is not None:
-                yield document
+            if item is not None:
+                yield item
     except csv.Error as error:
         raise DataError(
             f"{path}:{start}: this is not valid CSV ({error}); expected RFC 4180 quoting: cells "
@@ -200,9 +181,7 @@ def read_csv(
         ) from None
 
 
-def read_parquet(
-    path: Path, *, columns: ColumnMapping, id_prefix: str, report: ReadReport
-) -> Iterator[Document]:
+def read_parquet(path: Path, rows: RowReader[T_co], *, id_prefix: str) -> Iterator[T_co]:
     """Reads a Parquet file, a thousand rows at a time.
 
     Raises:
@@ -219,22 +198,19 @@ def read_parquet(
                 for field in schema
                 if pyarrow.types.is_string(field.type) or pyarrow.types.is_large_string(field.type)
             ]
-            resolved = resolve_columns(schema.names, columns, where=str(path), text_like=strings)
-            read = [*resolved.text, *(c for c in (resolved.id, resolved.group) if c is not None)]
+            read = rows.resolve(schema.names, where=str(path), text_like=strings)
             number = 0
-            for batch in file.iter_batches(batch_size=1000, columns=list(dict.fromkeys(read))):
+            for batch in file.iter_batches(batch_size=1000, columns=read):
                 for row in batch.to_pylist():
                     number += 1
-                    document = row_document(
+                    item = rows.make(
                         row,
-                        resolved,
                         where=f"{path}: row {number}",
                         default_id=f"{id_prefix or path.name}:{number}",
                         id_prefix=f"{id_prefix}#" if id_prefix else "",
-                        report=report,
                     )
-                    if document is not None:
-                        yield document
+                    if item is not None:
+                        yield item
     except (pyarrow.ArrowException, OSError) as error:
         reason = str(error).strip().splitlines()[0]
         raise DataError(

@@ -1,4 +1,4 @@
-"""Documents out of Hugging Face ``datasets`` and TensorFlow Datasets, both optional."""
+"""Rows out of Hugging Face ``datasets`` and TensorFlow Datasets, both optional."""
 
 from __future__ import annotations
 
@@ -7,19 +7,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from jaxrecipes.data.documents import (
-    ColumnMapping,
-    Document,
-    ReadReport,
-    resolve_columns,
-    row_document,
-)
+from jaxrecipes.data.documents import RowReader, T_co
 from jaxrecipes.errors import DataError
 
 
-def read_saved_dataset(
-    folder: Path, *, split: str, columns: ColumnMapping, report: ReadReport
-) -> Iterator[Document]:
+def read_saved_dataset(folder: Path, rows: RowReader[T_co], *, split: str) -> Iterator[T_co]:
     """Reads a folder written by ``datasets.Dataset.save_to_disk`` (or ``DatasetDict``).
 
     Raises:
@@ -40,12 +32,12 @@ def read_saved_dataset(
                 "split: to one of them."
             )
         loaded = loaded[split]
-    yield from _rows(loaded, str(folder), columns, report)
+    yield from _items(loaded, str(folder), rows)
 
 
 def read_hub_dataset(
-    name: str, *, subset: str | None, split: str, columns: ColumnMapping, report: ReadReport
-) -> Iterator[Document]:
+    name: str, rows: RowReader[T_co], *, subset: str | None, split: str
+) -> Iterator[T_co]:
     """Reads a dataset of the Hugging Face hub through its cache (HF_HUB_OFFLINE is honoured).
 
     Raises:
@@ -60,19 +52,16 @@ def read_hub_dataset(
             f"({type(error).__name__}: {_first_line(error)}). Check the name and the network, or "
             "download the files and give their path."
         ) from None
-    yield from _rows(loaded, f"hub:{name}", columns, report)
+    yield from _items(loaded, f"hub:{name}", rows)
 
 
-def read_tfds(
-    name: str, *, split: str, columns: ColumnMapping, report: ReadReport
-) -> Iterator[Document]:
+def read_tfds(name: str, rows: RowReader[T_co], *, split: str) -> Iterator[T_co]:
     """Reads a TensorFlow dataset by random access (``tfds.data_source``; TensorFlow is not needed).
 
     Args:
         name: ``name``, ``name/config:version``, or the folder of a prepared dataset version.
+        rows: Makes rows items; byte strings are decoded as UTF-8.
         split: Split name or slice, such as ``train[:1%]``.
-        columns: Column mapping; byte strings are decoded as UTF-8.
-        report: Counts documents and drops.
 
     Raises:
         DataError: ``tensorflow_datasets`` is not installed, or the dataset cannot be had.
@@ -90,28 +79,20 @@ def read_tfds(
             f"TensorFlow, tfds build {name} --file_format=array_record; then give its folder: "
             "tfds:<folder with dataset_info.json>."
         ) from None
-    rows = (source[index] for index in range(len(source)))
-    yield from _rows(rows, f"tfds:{name}", columns, report)
+    table = (source[index] for index in range(len(source)))
+    yield from _items(table, f"tfds:{name}", rows)
 
 
-def _rows(rows: Any, where: str, columns: ColumnMapping, report: ReadReport) -> Iterator[Document]:
-    resolved = None
-    for number, row in enumerate(rows, start=1):
+def _items(table: Any, where: str, rows: RowReader[T_co]) -> Iterator[T_co]:
+    for number, row in enumerate(table, start=1):
         place = f"{where}: row {number}"
         values = {key: _decode(value, f"{place}: column {key!r}") for key, value in row.items()}
-        if resolved is None:
+        if number == 1:
             strings = [key for key, value in values.items() if isinstance(value, str)]
-            resolved = resolve_columns(list(values), columns, where=place, text_like=strings)
-        document = row_document(
-            values,
-            resolved,
-            where=place,
-            default_id=str(number),
-            id_prefix="",
-            report=report,
-        )
-        if document is not None:
-            yield document
+            rows.resolve(list(values), where=place, text_like=strings)
+        item = rows.make(values, where=place, default_id=str(number), id_prefix="")
+        if item is not None:
+            yield item
 
 
 def _decode(value: Any, where: str) -> Any:

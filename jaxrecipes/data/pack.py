@@ -99,6 +99,9 @@ def pack(
     lengths = np.array([len(document.token_ids) for document in documents], dtype=np.int64)
     report = ReadReport()
     kept = _apply_overlong(documents, lengths, length, overlong, report)
+    for document in documents:
+        for change in document.changes:
+            report.drop(change, document.id)
     if not kept.sum():
         raise DataError(
             f"no token is left to pack out of {len(documents)} documents "

@@ -11,11 +11,14 @@ import heapq
 import json
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from jaxrecipes.data.documents import Document, ReadReport
+from jaxrecipes.data.documents import ROLES, Document, ItemType, ReadReport
+from jaxrecipes.data.example_sources import ALL_ROLES, find_shape, read_examples
 from jaxrecipes.data.pack import Fit, Overlong, pack, resolve_fit
 from jaxrecipes.data.partial import PROGRESS, PartialSet, digest_ids
 from jaxrecipes.data.rows import Attend, token_dtype
@@ -42,8 +45,9 @@ from jaxrecipes.data.tokenize import (
     end_token,
     tokenize_documents,
 )
+from jaxrecipes.data.tokenize_examples import ExampleTokenizer, Supervision, tokenize_examples
 from jaxrecipes.durable import hash_file, locked, replace_folder, write_errors
-from jaxrecipes.errors import DataError
+from jaxrecipes.errors import ConfigError, DataError
 
 BLOCK_TOKENS = 2**24
 """Tokens packed at a time: bounds memory (about 0.5 GB) and the work that a kill can cost."""
@@ -63,6 +67,17 @@ _SHAPING_CODE = [
     "store.py",
     "tokenize.py",
 ]
+# The same for supervised examples; documents do not depend on these.
+_SUPERVISED_CODE = [
+    "chat_template.py",
+    "example_rows.py",
+    "example_shapes.py",
+    "example_sources.py",
+    "examples.py",
+    "marks.py",
+    "render.py",
+    "tokenize_examples.py",
+]
 
 
 def prepare(
@@ -78,6 +93,7 @@ def prepare(
     fit: Fit | None = None,
     split: Split | None = None,
     limit_documents: int | None = None,
+    supervision: Supervision | None = None,
     log: Callable[[str], None] | None = None,
     block_tokens: int = BLOCK_TOKENS,
 ) -> PreparedSet:
@@ -97,6 +113,9 @@ def prepare(
         split: Keep one side of a held-out split.
         limit_documents: Keep at most this many documents (after the split): those with the smallest
             hash of their id, so the choice does not depend on their order.
+        supervision: The source holds supervised examples, rendered and masked like this; `overlong`
+            is then the supervision's own. None: documents. Where its shape is None and the source
+            turns out to hold documents, it is as if it were None.
         log: Called with one line a block, and with the reasons where an old set is not used.
         block_tokens: Tokens a shard.
 
@@ -121,7 +140,18 @@ def prepare(
         "block_tokens": block_tokens,
     }
     eos = end_token(tokenizer, vocab_size)
-    resolved = resolve_source(source)
+    resolved = resolve_source(source, roles=ROLES if supervision is None else ALL_ROLES)
+    if supervision is not None:
+        shape = find_shape(resolved, supervision.shape)
+        supervision = None if shape == "documents" else replace(supervision, shape=shape)
+    if supervision is not None:
+        if attend != "document":
+            raise ConfigError(
+                f"{source.reference}: supervised examples must not see each other in a row, so "
+                f"attend: {attend} cannot be used with them; expected attend: document."
+            )
+        # Examples fit into a row before they are packed.
+        options["overlong"] = supervision.overlong
     parts = {
         "source": source_fingerprint(resolved),
         "tokenizer": {
@@ -130,22 +160,35 @@ def prepare(
             "eos": str(eos),
         },
         "options": {name: json.dumps(value) for name, value in options.items()},
-        "code": {name: hash_file(Path(__file__).parent / name) for name in _SHAPING_CODE},
+        "code": _code(_SHAPING_CODE if supervision is None else _SHAPING_CODE + _SUPERVISED_CODE),
     }
+    if supervision is not None:
+        parts["supervision"] = supervision.key(tokenizer)
     with write_errors(folder, "the prepared set"), locked(folder, say):
         ready = _existing(folder, parts, say)
         if ready is not None:
             return ready
-        partial = folder.with_name(f".{folder.name}.partial")
-        work = PartialSet.open(partial, set_key(parts), say)
+        growing = folder.with_name(f".{folder.name}.partial")
+        work = PartialSet.open(growing, set_key(parts), say)
         report = ReadReport()
-        documents = select_documents(resolved, split, limit_documents, report)
-        tokenized = tokenize_documents(
-            _skip_finished(documents, work, say),
-            tokenizer,
-            vocab_size=vocab_size,
-            truncate_length=length if overlong == "truncate" else None,
-        )
+        if supervision is None:
+            documents = select_documents(resolved, split, limit_documents, report)
+            tokenized = tokenize_documents(
+                _skip_finished(documents, work, say),
+                tokenizer,
+                vocab_size=vocab_size,
+                truncate_length=length if overlong == "truncate" else None,
+            )
+        else:
+            read = partial(read_examples, resolved, shape=supervision.shape)
+            examples = select(read, split, limit_documents, report)
+            tokenized = tokenize_examples(
+                _skip_finished(examples, work, say),
+                ExampleTokenizer(tokenizer, vocab_size=vocab_size, turns=supervision.turns),
+                length=length,
+                overlong=supervision.overlong,
+            )
+            overlong = "error"
         for block in _blocks(tokenized, block_tokens):
             packed = pack(block, length=length, overlong=overlong, attend=attend, fit=fit)
             work.commit(block, packed, attend=attend, dtype=token_dtype(vocab_size))
@@ -161,6 +204,9 @@ def prepare(
             )
         manifest = _manifest(work, parts, options, vocab_size, tokenizer_fingerprint, eos)
         manifest["left_out_of_source"] = _counted(report.dropped, report.examples)
+        if supervision is not None:
+            manifest["shape"], manifest["columns"] = supervision.shape, report.columns
+            _say_supervised(folder.name, manifest, say)
         work.finish(manifest, folder)
     return PreparedSet(folder, manifest)
 
@@ -214,30 +260,46 @@ def select_documents(
         limit: Keep at most so many, those with the smallest hash of their id.
         report: Filled with counts while reading.
     """
+    return select(partial(read_documents, source), split, limit, report)
 
-    def documents(report: ReadReport) -> Iterator[Document]:
-        everything = read_documents(source, report)
+
+def select(
+    read: Callable[[ReadReport], Iterable[ItemType]],
+    split: Split | None,
+    limit: int | None,
+    report: ReadReport,
+) -> Iterator[ItemType]:
+    """Yields the items of a source that `prepare` would pack, in the source's order.
+
+    Args:
+        read: Reads all of them (twice, where there is a limit) and fills a report.
+        split: Keep one side of a held-out split.
+        limit: Keep at most so many, those with the smallest hash of their id.
+        report: Filled with counts while reading.
+    """
+
+    def items(report: ReadReport) -> Iterable[ItemType]:
+        everything = read(report)
         return everything if split is None else select_part(everything, split)
 
     if limit is None:
-        yield from documents(report)
+        yield from items(report)
         return
     ranked = (
-        (stable_fraction(document.id, 0), place)
-        for place, document in enumerate(documents(ReadReport()))
+        (stable_fraction(item.id, 0), place) for place, item in enumerate(items(ReadReport()))
     )
     chosen = {place for _, place in heapq.nsmallest(limit, ranked)}
-    for place, document in enumerate(documents(report)):
+    for place, item in enumerate(items(report)):
         if place in chosen:
-            yield document
+            yield item
 
 
 def _skip_finished(
-    documents: Iterator[Document], work: PartialSet, say: Callable[[str], None]
-) -> Iterator[Document]:
+    documents: Iterator[ItemType], work: PartialSet, say: Callable[[str], None]
+) -> Iterator[ItemType]:
     """Skips what finished blocks hold, after checking that the source still brings the same."""
     finished = iter(work.blocks[:])
-    skipped: list[Document] = []
+    skipped: list[ItemType] = []
     for block in finished:
         part = [d for _, d in zip(range(block["documents_read"]), documents, strict=False)]
         skipped.extend(part)
@@ -310,6 +372,23 @@ def _counted(counts: Mapping[str, int], examples: Mapping[str, list[str]]) -> di
         reason: {"documents": count, "examples": examples[reason]}
         for reason, count in sorted(counts.items())
     }
+
+
+def _code(names: list[str]) -> dict[str, str]:
+    return {name: hash_file(Path(__file__).parent / name) for name in names}
+
+
+def _say_supervised(name: str, manifest: Mapping[str, Any], say: Callable[[str], None]) -> None:
+    supervised, tokens = manifest["supervised_tokens"], manifest["tokens"]
+    say(
+        f"{name}: {supervised} of {tokens} tokens are supervised "
+        f"({100 * supervised / tokens:.1f} %); shape: {manifest['shape']}, "
+        + ", ".join(f"{role}: {column}" for role, column in manifest["columns"].items())
+    )
+    for part in ("left_out_of_source", "overlong"):
+        for reason, entry in manifest[part].items():
+            shown = ", ".join(entry["examples"])
+            say(f"{name}: {entry['documents']} examples {reason}: {shown}")
 
 
 def _silent(_: str) -> None:

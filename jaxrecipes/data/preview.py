@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any, Protocol
 
@@ -14,15 +14,20 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from jaxrecipes.data.documents import Document, ReadReport
+from jaxrecipes.data.documents import ROLES, Document, ItemType, ReadReport
+from jaxrecipes.data.example_shapes import Shape
+from jaxrecipes.data.example_sources import ALL_ROLES, find_shape, read_examples
+from jaxrecipes.data.examples import Example
 from jaxrecipes.data.pack import Fit, Overlong, PackedRows, pack, supervised_counts
 from jaxrecipes.data.rows import Attend, Row, row_arrays
 from jaxrecipes.data.sources import SourceSpec, read_documents, resolve_source
 from jaxrecipes.data.split import Split, select_part
 from jaxrecipes.data.tokenize import TokenizedDocument, Tokenizer, tokenize_documents
+from jaxrecipes.data.tokenize_examples import ExampleTokenizer, Supervision, fit_length
 from jaxrecipes.errors import DataError
 
 PERCENTILES = (0, 25, 50, 75, 90, 99, 100)
+EXAMPLE_STYLES: Mapping[bool, str] = {True: "green", False: "bright_black"}
 _COLOURS = ("cyan", "green", "magenta", "yellow", "blue")
 
 
@@ -41,6 +46,7 @@ class Preview:
     Attributes:
         reference: The source as the user wrote it.
         kind: Detected kind.
+        shape: Shape of its rows, given or detected.
         files: Number of files.
         complete: False where only the first documents were read.
         report: Documents read, and those left out with the reasons.
@@ -53,10 +59,12 @@ class Preview:
         document_ids: Id of each document, as the rows count them.
         length: Tokens a row.
         attend: See ``pack``.
+        examples: The first supervised examples as they are before any is cut; empty for documents.
     """
 
     reference: str
     kind: str
+    shape: Shape
     files: int
     complete: bool
     report: ReadReport
@@ -69,6 +77,7 @@ class Preview:
     document_ids: list[str]
     length: int
     attend: Attend
+    examples: list[TokenizedDocument] = field(default_factory=list)
 
 
 def preview_source(
@@ -81,6 +90,7 @@ def preview_source(
     attend: Attend = "document",
     fit: Fit | None = None,
     split: Split | None = None,
+    supervision: Supervision | None = None,
     maximum_documents: int = 2000,
 ) -> Preview:
     """Reads, tokenizes and packs the first documents of a source in memory.
@@ -94,6 +104,7 @@ def preview_source(
         attend: See ``pack``.
         fit: See ``pack``.
         split: Side of a held-out split.
+        supervision: See ``prepare``.
         maximum_documents: Documents to read at most.
 
     Raises:
@@ -101,49 +112,91 @@ def preview_source(
         DataError: The source cannot be read. (A failure of packing, such as a document that is too
             long, is part of the preview.)
     """
-    resolved = resolve_source(source)
+    resolved = resolve_source(source, roles=ROLES if supervision is None else ALL_ROLES)
+    shape: Shape = "documents"
+    if supervision is not None:
+        shape = find_shape(resolved, supervision.shape)
     report = ReadReport()
-    documents: Iterator[Document] = read_documents(resolved, report)
-    if split is not None:
-        documents = select_part(documents, split)
-    read = list(islice(documents, maximum_documents))
-    complete = next(documents, None) is None
-    seen: set[bytes] = set()
-    duplicate_ids: list[str] = []
-    for document in read:
-        digest = hashlib.sha256(document.text.encode()).digest()
-        if digest in seen:
-            duplicate_ids.append(document.id)
-        seen.add(digest)
-    tokenized: list[TokenizedDocument] = list(
-        tokenize_documents(
-            read,
-            tokenizer,
-            vocab_size=vocab_size,
-            truncate_length=length if overlong == "truncate" else None,
-        )
-    )
     packed, problem = None, None
-    try:
-        packed = pack(tokenized, length=length, overlong=overlong, attend=attend, fit=fit)
-    except DataError as error:
-        problem = str(error)
+    if supervision is not None and shape != "documents":
+        rows = read_examples(resolved, report, shape=shape)
+        examples, complete, duplicate_ids = _first(rows, split, maximum_documents)
+        tokenize = ExampleTokenizer(tokenizer, vocab_size=vocab_size, turns=supervision.turns)
+        tokenized, problem = _tokenize(examples, tokenize)
+        overlong, whole = "error", tokenized
+        try:
+            tokenized = [
+                fit_length(one, length, supervision.overlong, begin=tokenize.begin) for one in whole
+            ]
+        except DataError as error:
+            problem = problem or str(error)
+    else:
+        whole = []
+        documents: Iterator[Document] = read_documents(resolved, report)
+        read, complete, duplicate_ids = _first(documents, split, maximum_documents)
+        tokenized = list(
+            tokenize_documents(
+                read,
+                tokenizer,
+                vocab_size=vocab_size,
+                truncate_length=length if overlong == "truncate" else None,
+            )
+        )
+    if problem is None:
+        try:
+            packed = pack(tokenized, length=length, overlong=overlong, attend=attend, fit=fit)
+        except DataError as error:
+            problem = str(error)
+    counted = whole or tokenized
     return Preview(
         reference=source.reference,
         kind=resolved.kind,
+        shape=shape,
         files=len(resolved.paths),
         complete=complete,
         report=report,
         duplicates=len(duplicate_ids),
         duplicate_ids=duplicate_ids[:5],
-        lengths=np.array([len(document.token_ids) for document in tokenized], np.int64),
-        bytes=sum(document.byte_count for document in tokenized),
+        lengths=np.array([len(document.token_ids) for document in counted], np.int64),
+        bytes=sum(document.byte_count for document in counted),
         packed=packed,
         problem=problem,
         document_ids=[document.id for document in tokenized],
         length=length,
         attend=attend,
+        examples=whole,
     )
+
+
+def _first(
+    items: Iterator[ItemType], split: Split | None, maximum: int
+) -> tuple[list[ItemType], bool, list[str]]:
+    """Reads the first items; returns them, whether these are all, and the ids of duplicates."""
+    if split is not None:
+        items = select_part(items, split)
+    read = list(islice(items, maximum))
+    complete = next(items, None) is None
+    seen: set[bytes] = set()
+    duplicate_ids: list[str] = []
+    for item in read:
+        digest = hashlib.sha256(item.text.encode()).digest()
+        if digest in seen:
+            duplicate_ids.append(item.id)
+        seen.add(digest)
+    return read, complete, duplicate_ids
+
+
+def _tokenize(
+    examples: list[Example], tokenizer: ExampleTokenizer
+) -> tuple[list[TokenizedDocument], str | None]:
+    """Tokenizes examples up to the first that cannot be, and returns what is wrong with it."""
+    tokenized = []
+    for example in examples:
+        try:
+            tokenized.append(tokenizer(example))
+        except DataError as error:
+            return tokenized, str(error)
+    return tokenized, None
 
 
 def render_preview(
@@ -161,7 +214,24 @@ def render_preview(
     if preview.problem is not None:
         parts.append(Panel(Text(preview.problem), title="would stop here", border_style="red"))
     packed = preview.packed
-    if packed is not None:
+    if preview.examples:
+        parts += [
+            Panel(
+                example_text(example, tokenizer, characters=4 * characters),
+                title=f"example {printable(example.id)}",
+                title_align="left",
+            )
+            for example in preview.examples[:rows]
+        ]
+        parts.append(
+            Text.assemble(
+                ("green", EXAMPLE_STYLES[True]),
+                ": supervised, the model learns to write it; ",
+                ("grey", EXAMPLE_STYLES[False]),
+                ": it only reads it",
+            )
+        )
+    elif packed is not None:
         # Spread over the set: neighbouring rows are often pieces of one long document.
         for index in np.unique(np.linspace(0, len(packed) - 1, rows).astype(int)).tolist():
             text = row_text(
@@ -185,6 +255,22 @@ def render_preview(
             )
         )
     return Group(*parts)
+
+
+def example_text(
+    example: TokenizedDocument, tokenizer: DecodingTokenizer, *, characters: int = 1280
+) -> Text:
+    """Renders one supervised example: green what is supervised, grey what is not.
+
+    Args:
+        example: A tokenized example.
+        tokenizer: Turns ids back into text.
+        characters: Characters to show: the beginning and the end.
+    """
+    targets = np.zeros(len(example.token_ids), bool)
+    if example.supervised is not None:
+        targets[1:] = example.supervised[1:]
+    return _segment_text(example.token_ids, targets, tokenizer, EXAMPLE_STYLES, characters)
 
 
 def row_text(
@@ -213,7 +299,7 @@ def row_text(
                 arrays["token_ids"][segment],
                 arrays["loss_mask"][segment],
                 tokenizer,
-                colour,
+                {True: colour, False: "bright_black strike"},
                 characters,
             )
         )
@@ -239,15 +325,14 @@ def _segment_text(
     token_ids: np.ndarray,
     targets: np.ndarray,
     tokenizer: DecodingTokenizer,
-    colour: str,
+    styles: Mapping[bool, str],
     characters: int,
 ) -> Text:
     text = Text()
     changes = np.flatnonzero(np.diff(targets.astype(np.int8))) + 1
     for run in np.split(np.arange(len(token_ids)), changes):
         decoded = str(tokenizer.decode(token_ids[run].tolist(), skip_special_tokens=False))
-        style = colour if targets[run[0]] else "bright_black strike"
-        text.append(printable(decoded), style=style)
+        text.append(printable(decoded), style=styles[bool(targets[run[0]])])
     if len(text) <= characters:
         return text
     half = characters // 2
@@ -260,11 +345,14 @@ def _summary(preview: Preview) -> Table:
     table.add_column(overflow="fold")
     files = f", {preview.files} file{'s' * (preview.files != 1)}" if preview.files else ""
     table.add_row("source", Text(printable(f"{preview.reference} ({preview.kind}{files})")))
+    if preview.shape != "documents":
+        table.add_row("shape", preview.shape)
     columns = ", ".join(f"{role}: {column}" for role, column in preview.report.columns.items())
     if columns:
         table.add_row("columns", Text(printable(f"{{{columns}}}")))
     read = f"{len(preview.lengths):,}"
-    table.add_row("documents", read if preview.complete else f"first {read} (there are more)")
+    what = "documents" if preview.shape == "documents" else "examples"
+    table.add_row(what, read if preview.complete else f"first {read} (there are more)")
     tokens = int(preview.lengths.sum())
     ratio = preview.bytes / tokens if tokens else 0.0
     table.add_row("tokens", f"{tokens:,} ({preview.bytes:,} bytes, {ratio:.2f} bytes a token)")
@@ -295,7 +383,8 @@ def _summary(preview: Preview) -> Table:
 
 
 def _length_table(preview: Preview) -> Table:
-    table = Table(title="tokens a document", title_justify="left")
+    what = "document" if preview.shape == "documents" else "example"
+    table = Table(title=f"tokens a {what}", title_justify="left")
     names = {0: "shortest", 50: "median", 100: "longest"}
     for percentile in PERCENTILES:
         table.add_column(names.get(percentile, f"{percentile} %"), justify="right")

@@ -6,16 +6,20 @@ import difflib
 import glob
 import hashlib
 import importlib.metadata
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import get_args
 
 from jaxrecipes.data import files, installed, libraries
 from jaxrecipes.data.documents import (
+    ROLES,
     ColumnMapping,
     Document,
+    DocumentRows,
     ReadReport,
+    RowReader,
+    T_co,
     check_mapping,
     check_unique_ids,
 )
@@ -23,6 +27,7 @@ from jaxrecipes.durable import hash_file
 from jaxrecipes.errors import ConfigError, DataError
 
 FILE_KINDS = ("text", "jsonl", "csv", "parquet")
+TABLE_KINDS = ("jsonl", "csv", "parquet", "saved_dataset", "hub", "tfds")
 KINDS = (*FILE_KINDS, "saved_dataset", "hub", "tfds", "docstrings", "topics")
 
 
@@ -75,14 +80,18 @@ class ResolvedSource:
     root: Path = Path()
 
 
-def resolve_source(spec: SourceSpec) -> ResolvedSource:
+def resolve_source(spec: SourceSpec, *, roles: Sequence[str] = ROLES) -> ResolvedSource:
     """Finds the kind and the files of a source without reading them.
+
+    Args:
+        spec: The source.
+        roles: Roles that its column mapping may name; those of documents by default.
 
     Raises:
         ConfigError: Unknown kind, unit or column role.
         DataError: Nothing is there, or files of more than one kind are.
     """
-    check_mapping(spec.columns)
+    check_mapping(spec.columns, roles)
     if spec.kind is not None and spec.kind not in KINDS:
         raise ConfigError(f"kind: unknown source kind {spec.kind!r}; expected {', '.join(KINDS)}.")
     if spec.unit not in get_args(files.TextUnit):
@@ -207,34 +216,47 @@ def _resolve_files(spec: SourceSpec) -> ResolvedSource:
     return ResolvedSource(replace(spec, kind=kind), kind, path.name, tuple(chosen), root)
 
 
-def _read_files(source: ResolvedSource, report: ReadReport) -> Iterator[Document]:
+def read_rows(source: ResolvedSource, rows: RowReader[T_co]) -> Iterator[T_co]:
+    """Reads the rows of a table (every kind but text, docstrings and topics), file after file.
+
+    Args:
+        source: The source; its kind is one of `TABLE_KINDS`.
+        rows: Makes each row an item.
+
+    Raises:
+        DataError: The input is missing, damaged, or a row cannot be used.
+    """
+    spec = source.spec
+    if source.kind == "saved_dataset":
+        yield from libraries.read_saved_dataset(source.paths[0], rows, split=spec.split)
+    elif source.kind == "hub":
+        yield from libraries.read_hub_dataset(
+            source.name, rows, subset=spec.subset, split=spec.split
+        )
+    elif source.kind == "tfds":
+        yield from libraries.read_tfds(source.name, rows, split=spec.split)
+    else:
+        reader = {"jsonl": files.read_jsonl, "csv": files.read_csv, "parquet": files.read_parquet}
+        many = len(source.paths) > 1
+        for path in source.paths:
+            prefix = _relative(path, source) if many else ""
+            yield from reader[source.kind](path, rows, id_prefix=prefix)
+
+
+def _read_text(source: ResolvedSource, report: ReadReport) -> Iterator[Document]:
     many = len(source.paths) > 1
     for path in source.paths:
         prefix = _relative(path, source) if many else ""
-        if source.kind == "text":
-            yield from files.read_text(path, unit=source.spec.unit, id_prefix=prefix, report=report)
-            continue
-        reader = {"jsonl": files.read_jsonl, "csv": files.read_csv, "parquet": files.read_parquet}
-        yield from reader[source.kind](
-            path, columns=source.spec.columns, id_prefix=prefix, report=report
-        )
+        yield from files.read_text(path, unit=source.spec.unit, id_prefix=prefix, report=report)
+
+
+def _read_table(source: ResolvedSource, report: ReadReport) -> Iterator[Document]:
+    return read_rows(source, DocumentRows(source.spec.columns, report))
 
 
 _READERS: Mapping[str, Callable[[ResolvedSource, ReadReport], Iterator[Document]]] = {
-    **dict.fromkeys(FILE_KINDS, _read_files),
-    "saved_dataset": lambda source, report: libraries.read_saved_dataset(
-        source.paths[0], split=source.spec.split, columns=source.spec.columns, report=report
-    ),
-    "hub": lambda source, report: libraries.read_hub_dataset(
-        source.name,
-        subset=source.spec.subset,
-        split=source.spec.split,
-        columns=source.spec.columns,
-        report=report,
-    ),
-    "tfds": lambda source, report: libraries.read_tfds(
-        source.name, split=source.spec.split, columns=source.spec.columns, report=report
-    ),
+    **dict.fromkeys(TABLE_KINDS, _read_table),
+    "text": _read_text,
     "docstrings": lambda source, report: installed.read_docstrings(
         source.spec.modules, minimum_characters=source.spec.minimum_characters, report=report
     ),

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from jaxrecipes.data.documents import Document
+from jaxrecipes.data.documents import Item, ItemType
 from jaxrecipes.errors import ConfigError
 
 
@@ -45,7 +45,7 @@ def is_held_out(key: str, *, held_out: float, seed: int) -> bool:
     return stable_fraction(key, seed) < held_out
 
 
-def split_key(document: Document) -> str:
+def split_key(document: Item) -> str:
     """Returns what decides a document's side: its group, or else its text.
 
     The text and not the id, so that two copies of one text never stand on both sides.
@@ -55,8 +55,8 @@ def split_key(document: Document) -> str:
     return f"text\x00{hashlib.sha256(document.text.encode()).hexdigest()}"
 
 
-def select_part(documents: Iterable[Document], split: Split) -> Iterator[Document]:
-    """Yields the documents of one side of the split, in their order."""
+def select_part(documents: Iterable[ItemType], split: Split) -> Iterator[ItemType]:
+    """Yields the documents (or examples) of one side of the split, in their order."""
     for document in documents:
         held_out = is_held_out(split_key(document), held_out=split.held_out, seed=split.seed)
         if held_out == (split.part == "held_out"):

@@ -34,6 +34,7 @@ class TokenizedDocument:
         byte_ends: [n] int64, UTF-8 bytes of the text up to the end of each token; only where it may
             be truncated, so that the bytes that are kept can be counted.
         supervised: [n] bool, tokens that are targets of the loss; None where all are.
+        changes: What was done to it before (cut, dropped), in words that can be counted.
     """
 
     id: str
@@ -41,6 +42,7 @@ class TokenizedDocument:
     byte_count: int
     byte_ends: np.ndarray | None = None
     supervised: np.ndarray | None = None
+    changes: tuple[str, ...] = ()
 
 
 def end_token(tokenizer: Tokenizer, vocab_size: int) -> int:
@@ -120,20 +122,12 @@ def _tokenize(
     byte_ends = _byte_ends(tokenizer, [documents[index].text for index in long])
     ends_of = dict(zip(long, byte_ends, strict=True))
     for index, (document, token_ids) in enumerate(zip(documents, with_eos, strict=True)):
-        outside = np.flatnonzero((token_ids < 0) | (token_ids >= vocab_size))
-        if outside.size:
-            place = int(outside[0])
-            raise DataError(
-                f"document {document.id!r}: token {place} has the id {token_ids[place]}, but the "
-                f"model's vocabulary has {vocab_size} entries. Use the tokenizer that belongs to "
-                "the model."
-            )
         ends = ends_of.get(index)
         if ends is not None and len(ends) < len(token_ids):  # the EOS that was appended here
             ends = np.append(ends, ends[-1])
         yield TokenizedDocument(
             document.id,
-            token_ids.astype(np.int32),
+            check_ids(token_ids, document.id, vocab_size),
             len(document.text.encode()),
             byte_ends=ends,
         )
@@ -163,10 +157,50 @@ def _byte_ends(tokenizer: Tokenizer, texts: list[str]) -> list[np.ndarray]:
         _encode(tokenizer, texts, return_offsets_mapping=True)["offset_mapping"],
         strict=True,
     ):
-        points = np.frombuffer(text.encode("utf-32-le"), "<u4")
-        widths = 1 + (points >= 0x80) + (points >= 0x800) + (points >= 0x10000).astype(np.int64)
-        before = np.concatenate([[0], np.cumsum(widths)])
-        # A special token has the offsets (0, 0), hence the running maximum.
-        ends = before[np.asarray([end for _, end in offsets], dtype=np.int64)]
-        result.append(np.maximum.accumulate(ends))
+        ends = np.asarray([end for _, end in offsets], dtype=np.int64)
+        result.append(byte_ends_of(text, ends))
     return result
+
+
+def byte_ends_of(text: str, ends: np.ndarray, *, without: str = "") -> np.ndarray:
+    """Counts the UTF-8 bytes up to the end of each token.
+
+    Args:
+        text: The text.
+        ends: [n] int64, characters of the text up to the end of each token.
+        without: Characters that do not count.
+
+    Returns:
+        [n] int64. A special token may have the offsets (0, 0), hence the running maximum.
+    """
+    points = np.frombuffer(text.encode("utf-32-le"), "<u4")
+    widths = 1 + (points >= 0x80) + (points >= 0x800) + (points >= 0x10000).astype(np.int64)
+    if without:
+        widths[np.isin(points, [ord(character) for character in without])] = 0
+    before = np.concatenate([[0], np.cumsum(widths)])
+    return np.maximum.accumulate(before[ends])
+
+
+def check_ids(
+    token_ids: np.ndarray, name: str, vocab_size: int, what: str = "document"
+) -> np.ndarray:
+    """Returns token ids as int32.
+
+    Args:
+        token_ids: [n] int64.
+        name: Id of what they stand for.
+        vocab_size: Ids must be below it.
+        what: `document` or `example`, for the message.
+
+    Raises:
+        DataError: An id is not below `vocab_size`.
+    """
+    outside = np.flatnonzero((token_ids < 0) | (token_ids >= vocab_size))
+    if outside.size:
+        place = int(outside[0])
+        raise DataError(
+            f"{what} {name!r}: token {place} has the id {token_ids[place]}, but the "
+            f"model's vocabulary has {vocab_size} entries. Use the tokenizer that belongs to "
+            "the model."
+        )
+    return token_ids.astype(np.int32)

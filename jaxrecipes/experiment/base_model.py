@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from jaxrecipes.checkpoint.model_config import parse_model_config
 from jaxrecipes.checkpoint.random_model import PRESETS, write_random_model
 from jaxrecipes.checkpoint.reference import resolve_reference
 from jaxrecipes.checkpoint.tokenizer import load_tokenizer, tokenizer_fingerprint
+from jaxrecipes.data.chat_template import read_chat_template
 from jaxrecipes.durable import hash_file
 from jaxrecipes.errors import ConfigError
 from jaxrecipes.models.config import ModelConfig
@@ -38,16 +39,24 @@ class BaseModel:
         fingerprint: SHA-256 over the names and bytes of its weights and configuration.
         tokenizer: Its tokenizer.
         tokenizer_fingerprint: SHA-256 of the tokenizer.
+        chat_template: Template that replaced the tokenizer's; None where it has its own.
     """
 
     folder: Path
     fingerprint: str
     tokenizer: Any
     tokenizer_fingerprint: str
+    chat_template: str | None = None
 
 
 def locate_base(
-    checkpoint: str, revision: str | None, output: Path, *, seed: int, console: Console
+    checkpoint: str,
+    revision: str | None,
+    output: Path,
+    *,
+    seed: int,
+    console: Console,
+    chat_template: str | None = None,
 ) -> BaseModel:
     """Finds the base; a GGUF file is converted, and a random model drawn, into `output/base`.
 
@@ -57,14 +66,26 @@ def locate_base(
         output: The run folder.
         seed: Seed of a random model.
         console: Where to say what is done.
+        chat_template: Path or text of a template that replaces the tokenizer's.
 
     Returns:
         The base, as a folder.
 
     Raises:
         CheckpointError: There is no usable checkpoint.
-        ConfigError: An unknown random preset.
+        ConfigError: An unknown random preset, or a template that cannot be read.
     """
+    base = _opened(_folder_of(checkpoint, revision, output, seed=seed, console=console))
+    if chat_template is None:
+        return base
+    # Everything that renders a prompt or an example in this run does it with this tokenizer.
+    base.tokenizer.chat_template = read_chat_template(chat_template)
+    return replace(base, chat_template=base.tokenizer.chat_template)
+
+
+def _folder_of(
+    checkpoint: str, revision: str | None, output: Path, *, seed: int, console: Console
+) -> Path:
     if checkpoint.startswith(RANDOM_PREFIX):
         _preset(checkpoint)
         preset = checkpoint.removeprefix(RANDOM_PREFIX)
@@ -73,10 +94,10 @@ def locate_base(
             {"random": preset, "seed": seed, "code": __version__},
             lambda target: write_random_model(target / "model", preset, seed=seed),
         ).folder
-        return _opened(folder / "model")
+        return folder / "model"
     source = resolve_reference(checkpoint, revision=revision)
     if source.is_dir():
-        return _opened(source)
+        return source
 
     def convert(target: Path) -> None:
         console.print(f"converting {source.name} …", highlight=False)
@@ -92,7 +113,7 @@ def locate_base(
         )
 
     inputs = {"gguf": hash_file(source), "code": __version__}
-    return _opened(run_stage(output / "base", inputs, convert).folder / "model")
+    return run_stage(output / "base", inputs, convert).folder / "model"
 
 
 def _opened(folder: Path) -> BaseModel:

@@ -27,7 +27,7 @@ from jaxrecipes.evaluate.rows import EvaluationRows, join_rows, pack_scored, row
 from jaxrecipes.experiment.base_model import BaseModel
 from jaxrecipes.experiment.devices import local_execution, model_shardings
 from jaxrecipes.experiment.ordered_data import Ordering
-from jaxrecipes.experiment.sources import smaller, source_spec
+from jaxrecipes.experiment.sources import smaller, source_spec, supervision
 from jaxrecipes.generate.answers import write_answers
 from jaxrecipes.generate.sampling import Sampling
 from jaxrecipes.stages import run_stage
@@ -106,6 +106,7 @@ def prepare_data(
             overlong="truncate" if overlong == "split" else overlong,
             split=split,
             limit_documents=smaller(limit, section.limit_documents),
+            supervision=supervision(section, config.data.supervise),
         )
 
     def trained(suffix: str, section: SourceSection) -> PreparedSet:
@@ -116,6 +117,7 @@ def prepare_data(
             attend=config.data.attend,
             split=kept,
             limit_documents=section.limit_documents,
+            supervision=supervision(section, config.data.supervise),
         )
 
     held = Split("held_out", config.data.held_out, config.seed)
@@ -188,6 +190,8 @@ def _own_answers(
         "seed": config.seed,
         "compute_dtype": dtype,
     }
+    if base.chat_template is not None:
+        inputs["chat_template"] = base.chat_template
 
     def build(folder: Path) -> None:
         console.print(

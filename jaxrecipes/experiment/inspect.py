@@ -20,8 +20,9 @@ from jaxrecipes.data.preview import preview_source, render_preview
 from jaxrecipes.data.split import Split
 from jaxrecipes.errors import CheckpointError, ConfigError, UsageError
 from jaxrecipes.experiment.base_model import locate_base
-from jaxrecipes.experiment.data_sets import prepare_data, source_spec
+from jaxrecipes.experiment.data_sets import prepare_data
 from jaxrecipes.experiment.measure import build_measure
+from jaxrecipes.experiment.sources import source_spec, supervision
 from jaxrecipes.generate.answers import render_prompt
 from jaxrecipes.generate.decode import generate as generate_tokens
 from jaxrecipes.generate.sampling import Sampling
@@ -46,6 +47,7 @@ def preview(config: Config, *, console: Console, rows: int = 3) -> int | None:
         Path(config.output),
         seed=config.seed,
         console=console,
+        chat_template=config.data.supervise.chat_template,
     )
     from jaxrecipes.checkpoint.huggingface import read_model_config
 
@@ -60,6 +62,7 @@ def preview(config: Config, *, console: Console, rows: int = 3) -> int | None:
             overlong=config.data.overlong,
             attend=config.data.attend,
             split=Split("train", config.data.held_out, config.seed),
+            supervision=supervision(section, config.data.supervise),
         )
         console.print(render_preview(found, base.tokenizer, rows=rows))
         problems += found.problem is not None
@@ -84,7 +87,12 @@ def evaluate(config: Config, *, console: Console, checkpoint: str | None = None)
 
     output = Path(config.output)
     base = locate_base(
-        config.model.checkpoint, config.model.revision, output, seed=config.seed, console=console
+        config.model.checkpoint,
+        config.model.revision,
+        output,
+        seed=config.seed,
+        console=console,
+        chat_template=config.data.supervise.chat_template,
     )
     data = prepare_data(config, expand_arms(config), base, output, console)
     imported = import_checkpoint(base.folder)

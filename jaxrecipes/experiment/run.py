@@ -97,6 +97,7 @@ def _run(config: Config, hosts: Hosts, console: Console) -> int | None:
                 output,
                 seed=config.seed,
                 console=console,
+                chat_template=config.data.supervise.chat_template,
             ),
         )
         arms = expand_arms(config)
@@ -239,6 +240,7 @@ def _finish(
             tokenizer_source=base.folder,
             hf_config=imported.hf_config,
             model_card=model_card(arm, trained.summary, folder),
+            chat_template=base.chat_template,
         )
         if model.new_blocks:
             write_delta(target / DELTA_FILE, model, params)

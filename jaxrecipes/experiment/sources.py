@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from jaxrecipes.config.data import SourceSection
+from jaxrecipes.config.data import SourceSection, SuperviseSection
 from jaxrecipes.data.sources import SourceSpec
+from jaxrecipes.data.tokenize_examples import Supervision
 
 
 def source_spec(section: SourceSection) -> SourceSpec:
@@ -15,6 +16,15 @@ def source_spec(section: SourceSection) -> SourceSpec:
         split=section.split,
         subset=section.subset,
         unit=section.unit,
+    )
+
+
+def supervision(section: SourceSection, supervise: SuperviseSection) -> Supervision:
+    """Translates what the config says of supervised examples, for one source."""
+    return Supervision(
+        shape=None if section.shape == "auto" else section.shape,
+        turns=supervise.turns,
+        overlong=supervise.overlong,
     )
 
 

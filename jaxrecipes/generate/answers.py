@@ -14,14 +14,11 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
+from jaxrecipes.data.tokenize_examples import tokenize_prompt
 from jaxrecipes.errors import CheckpointError
 from jaxrecipes.generate.decode import generate
 from jaxrecipes.generate.sampling import GREEDY, Sampling
 from jaxrecipes.models.config import ModelConfig
-
-# Some chat templates print today's date where none is given: the same prompt would become other
-# tokens tomorrow. This is the date that Llama 3.1's own template falls back to.
-TEMPLATE_DATE = "26 Jul 2024"
 
 
 @dataclass(frozen=True)
@@ -66,14 +63,7 @@ def render_prompt(tokenizer: Any, prompt: str) -> list[int]:
     """
     if not getattr(tokenizer, "chat_template", None):
         return list(tokenizer(prompt)["input_ids"])
-    text = tokenizer.apply_chat_template(
-        [{"role": "user", "content": prompt}],
-        tokenize=False,
-        add_generation_prompt=True,
-        date_string=TEMPLATE_DATE,
-    )
-    # The template has written the special tokens already.
-    return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+    return tokenize_prompt([{"role": "user", "content": prompt}], tokenizer)
 
 
 def write_answers(
