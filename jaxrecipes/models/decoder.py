@@ -123,6 +123,13 @@ def layer_tokens(
     )
 
 
+def word_embeddings(
+    params: Tree, token_ids: jax.Array, execution: Execution = ONE_DEVICE
+) -> jax.Array:
+    """Looks tokens up: int32 [batch, length] -> rows of the table [batch, length, hidden_size]."""
+    return lookup(params["embedding"]["table"], token_ids, execution.mesh)
+
+
 def embed(
     config: ModelConfig,
     params: Tree,
@@ -131,7 +138,11 @@ def embed(
     execution: Execution = ONE_DEVICE,
 ) -> jax.Array:
     """Looks tokens up: int32 [batch, length] -> compute_dtype [batch, length, hidden_size]."""
-    states = lookup(params["embedding"]["table"], token_ids, execution.mesh).astype(compute_dtype)
+    return _first_states(config, word_embeddings(params, token_ids, execution), compute_dtype)
+
+
+def _first_states(config: ModelConfig, embeddings: jax.Array, compute_dtype: Any) -> jax.Array:
+    states = embeddings.astype(compute_dtype)
     if config.embedding_scale is not None:
         # Gemma rounds the factor to the compute dtype before it multiplies.
         states = states * jnp.asarray(config.embedding_scale, compute_dtype)
@@ -174,6 +185,48 @@ def hidden_states(
     Returns:
         compute_dtype [batch, length, hidden_size].
     """
+    return hidden_states_of_embeddings(
+        config,
+        params,
+        word_embeddings(params, token_ids, execution),
+        segment_ids,
+        positions,
+        compute_dtype=compute_dtype,
+        layout=layout,
+        remat=remat,
+        execution=execution,
+    )
+
+
+def hidden_states_of_embeddings(
+    config: ModelConfig,
+    params: Tree,
+    embeddings: jax.Array,
+    segment_ids: jax.Array,
+    positions: jax.Array,
+    *,
+    compute_dtype: Any = jnp.float32,
+    layout: Layout | None = None,
+    remat: RematPolicy = "none",
+    execution: Execution = ONE_DEVICE,
+) -> jax.Array:
+    """Does what `hidden_states` does from given word embeddings: perturbed ones, for instance.
+
+    Args:
+        config: The model.
+        params: Canonical tree, or the runtime tree of `layout`; the table is not looked at.
+        embeddings: Float [batch, length, hidden_size] as `word_embeddings` returns them: before
+            the family's factor on embeddings.
+        segment_ids: As in `hidden_states`, like everything that follows.
+        positions: int32 [batch, length].
+        compute_dtype: dtype of activations and products.
+        layout: The layout of `params`.
+        remat: See `stacking.rematerialise`.
+        execution: Devices and attention backend.
+
+    Returns:
+        compute_dtype [batch, length, hidden_size].
+    """
     # One description for each kind of layer, made outside of the scans that use it.
     kinds = {
         layer_type: layer_tokens(
@@ -181,11 +234,10 @@ def hidden_states(
         )
         for layer_type in sorted(set(config.layer_types))
     }
-    states = embed(config, params, token_ids, compute_dtype, execution)
     states = apply_layers(
         config,
         params,
-        states,
+        _first_states(config, embeddings, compute_dtype),
         lambda index: kinds[config.layer_types[index]],
         layout=layout,
         remat=remat,
