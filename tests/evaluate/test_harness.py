@@ -32,15 +32,13 @@ def our_model(folder, **options):
     return HarnessModel(imported.config, imported.params, load_tokenizer(folder), **options)
 
 
-def their_model(folder):
+def their_model(folder, dtype="float32"):
     pytest.importorskip("torch")
     from lm_eval.models.huggingface import HFLM
 
     # Its cache of logits (0.4.13) scores a window wrongly where another one of the same tokens has
     # more of them to score, as in a text that repeats itself.
-    return HFLM(
-        pretrained=str(folder), device="cpu", dtype="float32", batch_size=8, logits_cache=False
-    )
+    return HFLM(pretrained=str(folder), device="cpu", dtype=dtype, batch_size=8, logits_cache=False)
 
 
 def requests(*arguments):
@@ -388,28 +386,30 @@ def test_a_config_and_a_checkpoint_show_the_change(include, tmp_path, capsys, ti
         assert second["change"] == {"value": 0.0, "low": 0.0, "high": 0.0}
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_smollm2_answers_100_real_items_as_the_hf_backend_does(smollm2_folder, shared_data):
-    items = []
-    for name in ("arc_easy", "piqa"):
-        with (shared_data / "mcq" / f"{name}.jsonl").open(encoding="utf-8") as file:
-            items += [json.loads(line) for line, _ in zip(file, range(50), strict=False)]
+    with (shared_data / "mcq" / "arc_easy.jsonl").open(encoding="utf-8") as file:
+        items = [json.loads(line) for line in file]
+    items = [item for item in items if len(item["question"]) < 90][:100]
     asked, owners = [], []
     for number, item in enumerate(items):
         for choice in item["choices"]:
             asked.append((f"Question: {item['question']}\nAnswer:", f" {choice}"))
             owners.append(number)
-    ours, theirs = our_model(smollm2_folder), their_model(smollm2_folder)
+    # Theirs in float64: its float32 is up to 2e-3 nats from that in a sum of 60 tokens, ours 1e-4.
+    ours, theirs = our_model(smollm2_folder), their_model(smollm2_folder, "float64")
     found = ours.loglikelihood(requests(*asked))
     expected = theirs.loglikelihood(requests(*asked))
     difference = np.abs([a - b for (a, _), (b, _) in zip(found, expected, strict=True)])
     assert difference.max() < 1e-3
     assert [greedy for _, greedy in found] == [greedy for _, greedy in expected]
-    owners = np.asarray(owners)
 
     def accuracy(scores):
         values = np.asarray([value for value, _ in scores])
-        chosen = [values[owners == number].argmax() for number in range(len(items))]
-        return np.mean([item["answer"] == one for item, one in zip(items, chosen, strict=True)])
+        of_items = [values[np.asarray(owners) == number] for number in range(len(items))]
+        return np.mean(
+            [one.argmax() == item["answer"] for one, item in zip(of_items, items, strict=True)]
+        )
 
+    assert len(items) == 100
     assert accuracy(found) == accuracy(expected) > 0.4
