@@ -123,13 +123,6 @@ def layer_tokens(
     )
 
 
-def word_embeddings(
-    params: Tree, token_ids: jax.Array, execution: Execution = ONE_DEVICE
-) -> jax.Array:
-    """Looks tokens up: int32 [batch, length] -> rows of the table [batch, length, hidden_size]."""
-    return lookup(params["embedding"]["table"], token_ids, execution.mesh)
-
-
 def embed(
     config: ModelConfig,
     params: Tree,
@@ -138,11 +131,7 @@ def embed(
     execution: Execution = ONE_DEVICE,
 ) -> jax.Array:
     """Looks tokens up: int32 [batch, length] -> compute_dtype [batch, length, hidden_size]."""
-    return _first_states(config, word_embeddings(params, token_ids, execution), compute_dtype)
-
-
-def _first_states(config: ModelConfig, embeddings: jax.Array, compute_dtype: Any) -> jax.Array:
-    states = embeddings.astype(compute_dtype)
+    states = lookup(params["embedding"]["table"], token_ids, execution.mesh).astype(compute_dtype)
     if config.embedding_scale is not None:
         # Gemma rounds the factor to the compute dtype before it multiplies.
         states = states * jnp.asarray(config.embedding_scale, compute_dtype)
@@ -188,7 +177,7 @@ def hidden_states(
     return hidden_states_of_embeddings(
         config,
         params,
-        word_embeddings(params, token_ids, execution),
+        embed(config, params, token_ids, compute_dtype, execution),
         segment_ids,
         positions,
         compute_dtype=compute_dtype,
@@ -215,8 +204,8 @@ def hidden_states_of_embeddings(
     Args:
         config: The model.
         params: Canonical tree, or the runtime tree of `layout`; the table is not looked at.
-        embeddings: Float [batch, length, hidden_size] as `word_embeddings` returns them: before
-            the family's factor on embeddings.
+        embeddings: Float [batch, length, hidden_size] as `embed` returns them, the family's factor
+            included: what `transformers` takes as `inputs_embeds`.
         segment_ids: As in `hidden_states`, like everything that follows.
         positions: int32 [batch, length].
         compute_dtype: dtype of activations and products.
@@ -237,7 +226,7 @@ def hidden_states_of_embeddings(
     states = apply_layers(
         config,
         params,
-        _first_states(config, embeddings, compute_dtype),
+        embeddings.astype(compute_dtype),
         lambda index: kinds[config.layer_types[index]],
         layout=layout,
         remat=remat,

@@ -53,7 +53,7 @@ def batch_loss(
     return embeddings_loss(
         config,
         params,
-        decoder.word_embeddings(params, batch["token_ids"], execution),
+        decoder.embed(config, params, batch["token_ids"], compute_dtype, execution),
         batch,
         layout=layout,
         compute_dtype=compute_dtype,
@@ -80,7 +80,7 @@ def embeddings_loss(
     Args:
         config: The model.
         params: Tree in the given layout.
-        embeddings: Float [rows, length, hidden_size], see `decoder.word_embeddings`.
+        embeddings: Float [rows, length, hidden_size], see `decoder.embed`.
         batch: As in `batch_loss`, like everything that follows; its tokens are the targets.
         layout: Layout of `params`.
         compute_dtype: dtype of activations and products.

@@ -48,7 +48,7 @@ def causal_problem(
 
     def embed(trainable: Tree, batch: Batch) -> jax.Array:
         params = combine(trainable, frozen)
-        return decoder.word_embeddings(params, batch["token_ids"], execution)
+        return decoder.embed(config, params, batch["token_ids"], compute_dtype, execution)
 
     def loss(trainable: Tree, embeddings: jax.Array, batch: Batch) -> jax.Array:
         total = embeddings_loss(

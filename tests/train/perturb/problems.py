@@ -117,6 +117,32 @@ def encoder_problem() -> tuple[Problem, Any]:
         pooled = pool(states, batch["segment_ids"], "mean", segments=SEGMENTS)
         return pooled @ params["classifier"]
 
+    return (
+        _classifier(
+            lambda params, batch: params["embedding"]["token"]["table"][batch["token_ids"]], outputs
+        ),
+        params,
+    )
+
+
+def toy_problem() -> tuple[Problem, Any]:
+    """A classifier without attention: compiles in no time, and rounds little."""
+    generator = np.random.default_rng(0)
+    params = {
+        "table": generator.normal(0, 1, (61, 8)).astype(np.float32),
+        "hidden": generator.normal(0, 0.5, (8, 16)).astype(np.float32),
+        "classifier": generator.normal(0, 0.5, (16, 3)).astype(np.float32),
+    }
+
+    def outputs(params, embeddings, batch):
+        states = jnp.tanh(embeddings @ params["hidden"])
+        pooled = pool(states, batch["segment_ids"], "mean", segments=SEGMENTS)
+        return pooled @ params["classifier"]
+
+    return _classifier(lambda params, batch: params["table"][batch["token_ids"]], outputs), params
+
+
+def _classifier(embed: Any, outputs: Any) -> Problem:
     def present(batch):
         numbers = jnp.arange(1, SEGMENTS + 1)
         return jnp.any(batch["segment_ids"][:, None, :] == numbers[None, :, None], axis=-1)
@@ -129,34 +155,28 @@ def encoder_problem() -> tuple[Problem, Any]:
     def divergence(first, second, batch):
         return jnp.sum(kl_divergence(first, second) * present(batch))
 
-    return (
-        Problem(
-            lambda params, batch: params["embedding"]["token"]["table"][batch["token_ids"]],
-            loss,
-            outputs,
-            divergence,
-        ),
-        params,
-    )
+    return Problem(embed, loss, outputs, divergence)
 
 
 PROBLEMS = {"decoder": decoder_problem, "encoder": encoder_problem}
 
 
-def losses_of_texts(problem: Problem, params: Any, batch: Any, deltas: list[Any]) -> np.ndarray:
-    """The loss of each text alone at each of the perturbations: [perturbations, texts]."""
-    alone = apart(batch)
-    rows = len(alone["token_ids"])
+def losses_of_texts(problem: Problem, params: Any) -> Any:
+    """Compiles (batch, delta) -> the loss of each text alone at its part of the perturbation."""
 
     @jax.jit
-    def one(delta, row):
-        text = jax.tree.map(lambda values: values[row][None], alone)
-        return problem.loss(params, problem.embed(params, text) + delta[row][None], text)
+    def losses(alone, deltas):
+        def one(text, delta):
+            text = jax.tree.map(lambda values: values[None], text)
+            return problem.loss(params, problem.embed(params, text) + delta[None], text)
 
-    results = []
-    for delta in deltas:
+        return jax.vmap(one)(alone, deltas)
+
+    def run(batch, delta):
+        alone = apart(batch)
         own = np.zeros((*alone["token_ids"].shape, np.shape(delta)[-1]), np.float32)
         for number, part in enumerate(cut(delta, batch)):
             own[number, : len(part)] = part
-        results.append([float(one(own, row)) for row in range(rows)])
-    return np.asarray(results)
+        return np.asarray(losses(alone, own))
+
+    return run
