@@ -48,6 +48,7 @@ TOP_LEVEL_KEYS = ("recipe", "seed", "output", "name", "compare")
 TAKES_CONFIG = ("validate", "preview", "plan", "run", "eval")
 # Options of those commands whose value is no override, whatever it looks like.
 TAKES_VALUE = ("--rows", "--checkpoint", "--topology", "--limit", "--json")
+TAKES_VALUE += ("--tasks", "--include", "--shots")
 
 
 def list_recipes(arguments: argparse.Namespace, overrides: list[str]) -> None:
@@ -150,9 +151,35 @@ def run(arguments: argparse.Namespace, overrides: list[str]) -> int | None:
 
 
 def evaluate(arguments: argparse.Namespace, overrides: list[str]) -> int | None:
-    """Evaluates a checkpoint against the base of a config."""
-    config = _load(arguments.config, overrides)
+    """Evaluates a checkpoint against the base of a config, or on tasks of lm-eval."""
+    if arguments.tasks is None:
+        for name in ("include", "shots", "limit", "json"):
+            if getattr(arguments, name) is not None:
+                raise UsageError(f"eval --{name} is for tasks of lm-eval; give --tasks, too")
+        if arguments.chat:
+            raise UsageError("eval --chat is for tasks of lm-eval; give --tasks, too")
+        if arguments.config is None:
+            raise UsageError("eval needs a CONFIG, or --tasks with --checkpoint")
+    if arguments.config is None and overrides:
+        raise UsageError(f"{overrides[0]} overrides a config, and none is given")
+    config = None if arguments.config is None else _load(arguments.config, overrides)
     from rich.console import Console
+
+    if arguments.tasks is not None:
+        from jaxrecipes.experiment.tasks import evaluate_tasks
+
+        return evaluate_tasks(
+            config,
+            [name.strip() for name in arguments.tasks.split(",") if name.strip()],
+            console=Console(),
+            checkpoint=arguments.checkpoint,
+            include=arguments.include,
+            shots=arguments.shots,
+            limit=arguments.limit,
+            chat=arguments.chat,
+            json_file=arguments.json,
+        )
+    assert config is not None
 
     from jaxrecipes.experiment import inspect
 
@@ -253,7 +280,7 @@ VERBS: dict[str, tuple[Callable[[argparse.Namespace, list[str]], int | None], st
     "preview": (preview, "show what the model will read: rows, supervised tokens, lengths"),
     "plan": (plan, "compile the step, for a TPU slice too: memory, speed at best, disk"),
     "run": (run, "run an experiment to its report; again: go on where it stopped"),
-    "eval": (evaluate, "evaluate a checkpoint on a config's sets, against its base"),
+    "eval": (evaluate, "evaluate a checkpoint on a config's sets or on tasks of lm-eval"),
     "generate": (generate, "let a model answer prompts"),
     "export": (export, "write a checkpoint of an arm, read back and compared"),
     "report": (report, "write report.html of a run again and print its table"),
@@ -290,7 +317,7 @@ def _parser() -> argparse.ArgumentParser:
             type=Path,
             metavar="CONFIG",
             help="YAML config, then key.sub=value",
-            nargs="?" if verb == "validate" else None,
+            nargs="?" if verb in ("validate", "eval") else None,
         )
     recipe = verbs["new"]
     recipe.add_argument("recipe", metavar="RECIPE", help="a recipe that `ls` lists")
@@ -314,9 +341,16 @@ def _parser() -> argparse.ArgumentParser:
     )
     estimate.add_argument("--json", type=Path, metavar="FILE", help="write everything there, too")
     estimate.add_argument("--no-cache", action="store_true", help="compile even what is known")
-    verbs["eval"].add_argument(
+    measure = verbs["eval"]
+    measure.add_argument(
         "--checkpoint", metavar="MODEL", help="what to evaluate (default: the base itself)"
     )
+    measure.add_argument("--tasks", metavar="A,B", help="tasks of lm-eval, instead of the sets")
+    measure.add_argument("--include", type=Path, metavar="FOLDER", help="task YAML files of yours")
+    measure.add_argument("--shots", type=int, metavar="N", help="solved examples before an item")
+    measure.add_argument("--limit", type=int, metavar="N", help="the first N items of each task")
+    measure.add_argument("--chat", action="store_true", help="render with the chat template")
+    measure.add_argument("--json", type=Path, metavar="FILE", help="where the table goes, too")
     answer = verbs["generate"]
     answer.add_argument("checkpoint", metavar="MODEL", help="folder, .gguf, hub id, package:NAME")
     answer.add_argument("prompts", metavar="PROMPT", nargs="*", help="default: lines of stdin")

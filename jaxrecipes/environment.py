@@ -30,7 +30,7 @@ EXTRAS = {
     "tpu": "libtpu",
     "gpu": "jax_cuda13_plugin",
     "ray": "ray",
-    "eval": "lm_eval",
+    "harness": "lm_eval",
     "datasets": "datasets",
     "tfds": "tensorflow_datasets",
     "wandb": "wandb",

@@ -186,6 +186,48 @@ def hidden_states(
     Returns:
         compute_dtype [batch, length, hidden_size].
     """
+    return hidden_states_of_embeddings(
+        config,
+        params,
+        embed(config, params, token_ids, compute_dtype, execution),
+        segment_ids,
+        positions,
+        compute_dtype=compute_dtype,
+        layout=layout,
+        remat=remat,
+        execution=execution,
+    )
+
+
+def hidden_states_of_embeddings(
+    config: ModelConfig,
+    params: Tree,
+    embeddings: jax.Array,
+    segment_ids: jax.Array,
+    positions: jax.Array,
+    *,
+    compute_dtype: Any = jnp.float32,
+    layout: Layout | None = None,
+    remat: RematPolicy = "none",
+    execution: Execution = ONE_DEVICE,
+) -> jax.Array:
+    """Does what `hidden_states` does from given word embeddings: perturbed ones, for instance.
+
+    Args:
+        config: The model.
+        params: Canonical tree, or the runtime tree of `layout`; the table is not looked at.
+        embeddings: Float [batch, length, hidden_size] as `embed` returns them, the family's factor
+            included: what `transformers` takes as `inputs_embeds`.
+        segment_ids: As in `hidden_states`, like everything that follows.
+        positions: int32 [batch, length].
+        compute_dtype: dtype of activations and products.
+        layout: The layout of `params`.
+        remat: See `stacking.rematerialise`.
+        execution: Devices and attention backend.
+
+    Returns:
+        compute_dtype [batch, length, hidden_size].
+    """
     # One description for each kind of layer, made outside of the scans that use it.
     kinds = {
         layer_type: layer_tokens(
@@ -193,11 +235,10 @@ def hidden_states(
         )
         for layer_type in sorted(set(config.layer_types))
     }
-    states = embed(config, params, token_ids, compute_dtype, execution)
     states = apply_layers(
         config,
         params,
-        states,
+        embeddings.astype(compute_dtype),
         lambda index: kinds[config.layer_types[index]],
         layout=layout,
         remat=remat,

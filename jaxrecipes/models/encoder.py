@@ -121,10 +121,46 @@ def encode(
     Returns:
         compute_dtype [batch, length, hidden_size]; padding tokens hold values that mean nothing.
     """
+    return encode_embeddings(
+        config,
+        params,
+        params["embedding"]["token"]["table"][token_ids],
+        segment_ids,
+        positions,
+        compute_dtype=compute_dtype,
+        execution=execution,
+    )
+
+
+def encode_embeddings(
+    config: EncoderConfig,
+    params: Tree,
+    embeddings: jax.Array,
+    segment_ids: jax.Array,
+    positions: jax.Array,
+    *,
+    compute_dtype: Any = jnp.float32,
+    execution: Execution = ONE_DEVICE,
+) -> jax.Array:
+    """Does what `encode` does from given word embeddings: perturbed ones, for instance.
+
+    Args:
+        config: The model.
+        params: Canonical or run-time tree.
+        embeddings: Float [batch, length, hidden_size], rows of the token table: before positions,
+            types and LayerNorm, which are added here, once.
+        segment_ids: As in `encode`, like everything that follows.
+        positions: int32 [batch, length].
+        compute_dtype: dtype of activations and products.
+        execution: Devices.
+
+    Returns:
+        compute_dtype [batch, length, hidden_size].
+    """
     if "0" in params["layers"]:
         params = stack_encoder_layers(params)
     tables = params["embedding"]
-    embedded = tables["token"]["table"][token_ids].astype(jnp.float32)
+    embedded = embeddings.astype(jnp.float32)
     embedded += tables["position"]["table"][positions + config.position_offset]
     embedded += tables["type"]["table"][0]
     states = LayerNorm(config.norm_epsilon).apply({"params": params["embedding_norm"]}, embedded)

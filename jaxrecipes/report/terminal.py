@@ -189,3 +189,33 @@ def _cost(results: Mapping[str, Any]) -> Table:
 def _parameters(summary: Mapping[str, Any]) -> int | None:
     trained, frozen = summary.get("trained_parameters"), summary.get("frozen_parameters")
     return None if trained is None or frozen is None else trained + frozen
+
+
+def render_tasks(result: Mapping[str, Any]) -> RenderableType:
+    """Makes the table of lm-eval's tasks, one row a metric.
+
+    Args:
+        result: `tasks.json`, see `jaxrecipes.experiment.tasks`.
+
+    Returns:
+        A table; with the base and the change from it where there is one.
+    """
+    compared = result["base"] is not None
+    columns = ["task", "metric", "items", "shots", "value", "standard error"]
+    table = _table(result["model"], *columns, *(["base", "change"] if compared else []))
+    for score in result["scores"]:
+        filtered = "" if score["filter"] == "none" else f" ({score['filter']})"
+        arrow = {True: " ↑", False: " ↓", None: ""}[score["higher_is_better"]]
+        cells = [
+            Text(score["task"]),
+            Text(f"{score['metric']}{filtered}{arrow}"),
+            Text("" if score["items"] is None else f"{score['items']:,}"),
+            Text("" if score["shots"] is None else str(score["shots"])),
+            Text(number(score["value"], 4)),
+            Text(number(score["stderr"], 4)),
+        ]
+        if compared:
+            cells.append(Text(number(score.get("base"), 4)))
+            cells.append(_cell(score.get("change"), digits=4, signed=True))
+        table.add_row(*cells)
+    return table

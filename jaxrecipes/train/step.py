@@ -50,10 +50,51 @@ def batch_loss(
     Returns:
         float32 scalar, in nats.
     """
-    states = decoder.hidden_states(
+    return embeddings_loss(
         config,
         params,
-        batch["token_ids"],
+        decoder.embed(config, params, batch["token_ids"], compute_dtype, execution),
+        batch,
+        layout=layout,
+        compute_dtype=compute_dtype,
+        remat=remat,
+        loss_chunk=loss_chunk,
+        execution=execution,
+    )
+
+
+def embeddings_loss(
+    config: ModelConfig,
+    params: Tree,
+    embeddings: jax.Array,
+    batch: Batch,
+    *,
+    layout: Layout | None = None,
+    compute_dtype: Any = jnp.float32,
+    remat: RematPolicy = "none",
+    loss_chunk: int = 512,
+    execution: Execution = ONE_DEVICE,
+) -> jax.Array:
+    """Does what `batch_loss` does with given word embeddings in place of the tokens' own.
+
+    Args:
+        config: The model.
+        params: Tree in the given layout.
+        embeddings: Float [rows, length, hidden_size], see `decoder.embed`.
+        batch: As in `batch_loss`, like everything that follows; its tokens are the targets.
+        layout: Layout of `params`.
+        compute_dtype: dtype of activations and products.
+        remat: See `stacking.rematerialise`.
+        loss_chunk: Tokens of a device whose logits exist at the same time.
+        execution: Devices and attention backend.
+
+    Returns:
+        float32 scalar, in nats.
+    """
+    states = decoder.hidden_states_of_embeddings(
+        config,
+        params,
+        embeddings,
         batch["segment_ids"],
         batch["positions"],
         compute_dtype=compute_dtype,
