@@ -115,6 +115,15 @@ def keeps_dtype(path: str) -> bool:
     return path.rpartition("/")[2] in FROZEN_LEAVES
 
 
+def adapter_ranks(params: Mapping[str, Any]) -> dict[str, int]:
+    """Returns the rank of every adapter in a canonical tree, by the path of its folder."""
+    return {
+        path.removesuffix("/lora_a"): leaf.shape[1]
+        for path, leaf in flatten(params).items()
+        if path.endswith("/lora_a")
+    }
+
+
 def split_adapters(params: Mapping[str, Any]) -> tuple[Tree, Tree]:
     """Splits a tree into its adapters and its base; the inverse of `combine`."""
     names = (*TRAINED_LEAVES, *FROZEN_LEAVES)

@@ -10,8 +10,9 @@ operations add what a rematerialised layer computes twice: the numerator of HFU.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 
 from jaxrecipes.models.config import ModelConfig
 
@@ -61,6 +62,7 @@ def step_flops(
     tokens: int,
     row_length: int,
     trains: Callable[[str], bool] = lambda path: True,
+    ranks: Mapping[str, int] = MappingProxyType({}),
     recompute: bool = False,
     seen_keys_only: bool = True,
 ) -> StepFlops:
@@ -71,6 +73,8 @@ def step_flops(
         tokens: Tokens of the step, padding included. For the figure of one device: its share.
         row_length: Tokens of a row.
         trains: Says for a path of the canonical tree ("layers/7/mlp/up/kernel") whether it trains.
+        ranks: Rank of the adapter beside a kernel, by its folder ("layers/7/mlp/up"), or of that of
+            the "embedding". DoRA's norms, which do not grow with the tokens, are left out.
         recompute: Layers keep only their input (`train.remat: full`), and compute what their
             backward pass reads again: all but the last product, whose result nothing reads unless
             a norm follows it. Layers below the lowest trained parameter keep nothing anyway.
@@ -85,17 +89,29 @@ def step_flops(
     query = config.num_heads * config.head_dim
     key_value = config.num_kv_heads * config.head_dim
     # The gradient reaches everything downstream of the lowest trained parameter.
-    reached = trains("embedding/table")
+    reached = trains("embedding/table") or "embedding" in ranks
+    # The first product of an embedding's adapter is a lookup.
+    looked_up = 2 * tokens * ranks.get("embedding", 0) * config.hidden_size
+    parts["forward"] += looked_up
+    parts["input_gradient"] += looked_up
+    parts["weight_gradient"] += looked_up
 
-    def product(inputs: int, outputs: int, path: str, *, again: bool) -> None:
+    def product(inputs: int, outputs: int, path: str, *, again: bool, unread: bool = False) -> None:
         nonlocal reached
         one = 2 * tokens * inputs * outputs
         kernel = trains(f"{path}/kernel")
         parts["forward"] += one
         parts["input_gradient"] += one if needs_input_gradient else 0
         parts["weight_gradient"] += one if kernel else 0
-        parts["recomputed"] += one if again else 0
-        reached |= kernel or _has(f"{path}/bias")
+        parts["recomputed"] += one if again and not unread else 0
+        if path in ranks:
+            first, second = (2 * tokens * ranks[path] * width for width in (inputs, outputs))
+            parts["forward"] += first + second
+            parts["input_gradient"] += (first if needs_input_gradient else 0) + second
+            parts["weight_gradient"] += first + second
+            # The gradient of B reads what A computed, also where nothing reads the result.
+            parts["recomputed"] += (first if again else 0) + (second if again and not unread else 0)
+        reached |= kernel or path in ranks or _has(f"{path}/bias")
 
     def _has(path: str) -> bool:
         return _exists(config, path) and trains(path)
@@ -103,7 +119,8 @@ def step_flops(
     for index in range(config.num_layers):
         layer = f"layers/{index}"
         below = reached
-        again = recompute and (below or _any_trains(config, layer, trains))
+        adapted = any(path.startswith(f"{layer}/") for path in ranks)
+        again = recompute and (below or adapted or _any_trains(config, layer, trains))
         reached |= trains(f"{layer}/attention_norm/scale")
         needs_input_gradient = reached
         for name, width in (("query", query), ("key", key_value), ("value", key_value)):
@@ -125,8 +142,14 @@ def step_flops(
                 config.hidden_size, config.intermediate_size, f"{layer}/mlp/{name}", again=again
             )
         needs_input_gradient = reached
-        last = again and config.sandwich_norms
-        product(config.intermediate_size, config.hidden_size, f"{layer}/mlp/down", again=last)
+        unread = not config.sandwich_norms
+        product(
+            config.intermediate_size,
+            config.hidden_size,
+            f"{layer}/mlp/down",
+            again=again,
+            unread=unread,
+        )
         reached |= _has(f"{layer}/mlp_post_norm/scale")
 
     head = 2 * tokens * config.hidden_size * config.vocab_size

@@ -22,6 +22,8 @@ from jaxrecipes.experiment.program import (
 )
 from jaxrecipes.models.config import ModelConfig
 from jaxrecipes.models.decoder import abstract_params
+from jaxrecipes.params.layout import to_canonical
+from jaxrecipes.params.lora import adapter_ranks
 from jaxrecipes.plan.cache import cached, content_key
 from jaxrecipes.plan.flops import StepFlops, step_flops
 from jaxrecipes.plan.kernels import kernel_flops
@@ -220,6 +222,7 @@ def plan_step(
         tokens=tokens,
         row_length=length,
         trains=lambda path: program.labels[path][0],
+        ranks=adapter_ranks(to_canonical(program.layout, program.trainable)),
         recompute=config.train.remat in ("full", "offload", "groups"),
     )
     flops = replace(flops, **{part: value // count for part, value in asdict(flops).items()})

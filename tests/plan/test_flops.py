@@ -8,9 +8,13 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+from jaxrecipes.checkpoint.peft_names import decoder_modules
 from jaxrecipes.models.config import ModelConfig
 from jaxrecipes.models.decoder import abstract_params
 from jaxrecipes.params.layout import plan_layout, to_runtime
+from jaxrecipes.params.lora import adapter_ranks, adapter_rules, build_adapters
+from jaxrecipes.params.lora_options import AdapterOptions
+from jaxrecipes.params.lora_targets import select_modules
 from jaxrecipes.params.partition import combine, partition
 from jaxrecipes.params.rules import label
 from jaxrecipes.plan.flops import step_flops
@@ -26,9 +30,9 @@ TOP = r"layers/3/.*|final_norm/.*|head/.*"
 MLP = r"layers/2/mlp/.*"
 
 
-def gradient_of(config, pattern, remat, scanned):
-    labels = label(abstract_params(config), [(pattern, True), (r".*", False)])
-    layout = plan_layout(config, labels) if scanned else None
+def gradient_of(config, pattern, remat, scanned, labels=None, tree=None):
+    labels = labels or label(abstract_params(config), [(pattern, True), (r".*", False)])
+    layout = plan_layout(config, labels, tree=tree) if scanned else None
 
     def gradient(params, batch):
         trainable, frozen = partition(params, labels.__getitem__)
@@ -64,6 +68,43 @@ def test_model_operations_are_those_of_the_gradient(kind, pattern):
     )
     assert expected.model == expected.executed
     assert expected.model == count_flops(gradient, *arguments)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        AdapterOptions(rank=4, rank_pattern={r"layers\.1\..*": 2}),
+        AdapterOptions(
+            rank=4, targets=("q_proj", "k_proj", "v_proj", "down_proj"), layers_to_transform=(1, 3)
+        ),
+        AdapterOptions(rank=4, targets=("q_proj",), embeddings=True),
+    ],
+    ids=["all_linear", "some", "embeddings"],
+)
+@pytest.mark.parametrize("remat", ["none", "full"])
+def test_operations_of_adapters_are_those_of_the_gradient(options, remat):
+    config = tiny_config("llama")
+    selection = select_modules(options, decoder_modules(config))
+
+    def adapted(params):
+        made = build_adapters(params, options, selection, jax.random.key(0))
+        return combine(made.adapters, made.base)
+
+    tree = jax.eval_shape(adapted, abstract_params(config))
+    trains = label(tree, adapter_rules(selection))
+    gradient, (_, batch), _ = gradient_of(
+        config, FULL, remat, scanned=remat == "full", labels=trains, tree=tree
+    )
+    expected = step_flops(
+        config,
+        tokens=ROWS * LENGTH,
+        row_length=LENGTH,
+        trains=trains.__getitem__,
+        ranks=adapter_ranks(tree),
+        recompute=remat == "full",
+        seen_keys_only=False,
+    )
+    assert expected.executed == count_flops(gradient, tree, batch)
 
 
 @pytest.mark.parametrize("pattern", [FULL, EXPANSION, TOP])
