@@ -123,27 +123,23 @@ def unpacked(documents: list[TokenizedDocument], length: int) -> dict[str, Any]:
     return {key: np.concatenate([one[key] for one in alone]) for key in alone[0]}
 
 
-@pytest.mark.parametrize("kind", ["llama", "sliding"])
+@pytest.mark.parametrize("kind", ["llama", pytest.param("sliding", marks=pytest.mark.slow)])
 def test_loss_and_gradient_are_those_of_unpacked_examples_in_any_micro_batches(kind):
     """1 x 32, 8 x 4 and 32 x 1 (micro-batches x rows), packed and not: one and the same step."""
     length = 64
     documents = tokenized(chats(32), length=length)
     config = tiny_config(kind, 2, vocab_size=VOCABULARY)
     params = tiny_params(config)
+    batches = [unpacked(documents, length), rows_of(documents, length, 32)]
+    targets = sum(int(document.supervised[1:].sum()) for document in documents)
     found = []
-    for batch in (unpacked(documents, length), rows_of(documents, length, 32)):
-        assert batch["token_ids"].shape == (32, length)
-        for micro_batches in (1, 8, 32):
-            step, state, frozen, _ = trainer(
-                config,
-                params,
-                [(".*", True)],
-                micro_batches=micro_batches,
-                compute_dtype=jnp.float32,
-            )
+    for micro_batches in (1, 8, 32):
+        options = {"micro_batches": micro_batches, "compute_dtype": jnp.float32}
+        step, state, frozen, _ = trainer(config, params, [(".*", True)], **options)
+        for batch in batches:
+            assert batch["token_ids"].shape == (32, length)
             metrics = step(state, frozen, batch)[1]
             found.append([float(metrics[name]) for name in ("loss", "gradient_norm")])
-            targets = sum(int(document.supervised[1:].sum()) for document in documents)
             assert int(metrics["supervised_tokens"]) == targets
     np.testing.assert_allclose(found, [found[0]] * len(found), rtol=1e-5)
 
