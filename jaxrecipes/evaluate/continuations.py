@@ -16,8 +16,9 @@ import jax
 import numpy as np
 
 from jaxrecipes.evaluate.head_scores import head_kind, head_subtree, score
+from jaxrecipes.evaluate.likelihood import run_decoder
 from jaxrecipes.models.config import ModelConfig
-from jaxrecipes.models.decoder import hidden_states
+from jaxrecipes.models.execution import ONE_DEVICE
 from jaxrecipes.models.stacking import Layout
 
 Tree = dict[str, Any]
@@ -75,7 +76,9 @@ def score_continuations(
                 where += [(row, first + step, target) for step, target in enumerate(targets)]
                 owners += [index] * len(targets)
                 scored += 1
-        states = _states(config, compute_dtype, layout, params, *batch.arrays(sequences))
+        states = run_decoder(
+            config, compute_dtype, layout, ONE_DEVICE, params, *batch.arrays(sequences)
+        )
         nll, first_ranked = _scores(config, head, states, np.asarray(where, np.int32))
         np.add.at(totals, owners, -nll.astype(np.float64))
         np.logical_and.at(greedy, owners, first_ranked)
@@ -167,27 +170,6 @@ def _scores(
         np.concatenate([np.asarray(one) for one in side]) for side in zip(*results, strict=True)
     )
     return nll[: len(where)], ranked[: len(where)]
-
-
-@partial(jax.jit, static_argnums=(0, 1, 2))
-def _states(
-    config: ModelConfig,
-    compute_dtype: Any,
-    layout: Layout | None,
-    params: Tree,
-    token_ids: jax.Array,
-    segment_ids: jax.Array,
-    positions: jax.Array,
-) -> jax.Array:
-    return hidden_states(
-        config,
-        params,
-        token_ids,
-        segment_ids,
-        positions,
-        compute_dtype=compute_dtype,
-        layout=layout,
-    )
 
 
 @partial(jax.jit, static_argnums=(0, 1))

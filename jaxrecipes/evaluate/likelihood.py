@@ -347,7 +347,7 @@ def _scored_states(
             _padded(array[start : start + batch_size], batch_size, execution.mesh)
             for array in (rows.token_ids, rows.segment_ids, rows.positions)
         ]
-        output = to_host(_hidden_states(config, compute_dtype, layout, execution, params, *batch))
+        output = to_host(run_decoder(config, compute_dtype, layout, execution, params, *batch))
         here = (row >= start) & (row < start + batch_size)
         states.append(output[row[here] - start, position[here]])
     return np.concatenate(states)
@@ -364,7 +364,7 @@ def _placed(head: Tree, mesh: Mesh | None) -> Tree:
 
 
 @partial(jax.jit, static_argnums=(0, 1, 2, 3))
-def _hidden_states(
+def run_decoder(
     config: ModelConfig,
     compute_dtype: Any,
     layout: Layout | None,
@@ -374,6 +374,7 @@ def _hidden_states(
     segment_ids: jax.Array,
     positions: jax.Array,
 ) -> jax.Array:
+    """Runs the decoder, compiled once a shape; arguments and result as of `hidden_states`."""
     return hidden_states(
         config,
         params,

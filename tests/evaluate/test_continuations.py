@@ -83,10 +83,10 @@ def test_one_input_is_read_once(monkeypatch):
 
     def counted(*arguments):
         read.append(int((np.asarray(arguments[-2]) > 0).sum()))
-        return states(*arguments)
+        return run(*arguments)
 
-    states = continuations._states
-    monkeypatch.setattr(continuations, "_states", counted)
+    run = continuations.run_decoder
+    monkeypatch.setattr(continuations, "run_decoder", counted)
     items = [((1, 2, 3, 4, 5), [target]) for target in range(20)]
     score_continuations(
         config, loud_params(config, 0), items, batch_tokens=256, compute_dtype=jnp.float32

@@ -163,6 +163,7 @@ PROBLEMS = {"decoder": decoder_problem, "encoder": encoder_problem}
 
 def losses_of_texts(problem: Problem, params: Any) -> Any:
     """Compiles (batch, delta) -> the loss of each text alone at its part of the perturbation."""
+    params = jax.tree.map(jnp.asarray, params)
 
     @jax.jit
     def losses(alone, deltas):
