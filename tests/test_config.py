@@ -104,7 +104,7 @@ MISTAKES = [
         "data:",
         "data:\n  attend: context\n  supervise: {turns: lats}",
         10,
-        ["is lats", "did you mean last?"],
+        ["is 'lats'", "did you mean last?"],
     ),
     (
         "  learn:\n    - source: topics",

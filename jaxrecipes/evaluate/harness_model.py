@@ -17,10 +17,10 @@ from lm_eval.models.utils import normalize_gen_kwargs
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from tqdm import tqdm
 
+from jaxrecipes.data.chat_template import TEMPLATE_DATE
 from jaxrecipes.errors import CheckpointError, DataError
 from jaxrecipes.evaluate.continuations import Continuation, score_continuations
 from jaxrecipes.evaluate.until import continue_texts, read_ending
-from jaxrecipes.generate.answers import TEMPLATE_DATE
 from jaxrecipes.models.config import ModelConfig
 from jaxrecipes.models.stacking import Layout
 from jaxrecipes.params.layout import plan_layout, to_canonical, to_runtime
