@@ -31,14 +31,22 @@ def cluster():
     import ray
 
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-    ray.init(
-        address="local",
-        num_cpus=2,
-        resources={"TPU": 4},  # a number to Ray
-        include_dashboard=False,
-        log_to_driver=False,
-        object_store_memory=2**27,
-    )
+    for attempt in range(3):
+        try:
+            ray.init(
+                address="local",
+                num_cpus=2,
+                resources={"TPU": 4},  # a number to Ray
+                include_dashboard=False,
+                log_to_driver=False,
+                object_store_memory=2**27,
+            )
+            break
+        except Exception as error:
+            # Ray gives itself 30 seconds, which a busy machine may not have.
+            if attempt == 2 or "timed out during startup" not in str(error):
+                raise
+            ray.shutdown()
     yield
     ray.shutdown()
 
