@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
@@ -25,6 +25,8 @@ def print_arm(summary: Mapping[str, Any], console: Console) -> None:
     table.add_section()
     table.add_row("all", f"{trained:,}", f"{frozen:,}")
     console.print(table)
+    if summary["adapters"]:
+        console.print(_adapter_table(summary["adapters"]))
     mib = 2**20
     console.print(
         f"{trained / (trained + frozen):.1%} of {trained + frozen:,} parameters train, "
@@ -43,3 +45,27 @@ def print_arm(summary: Mapping[str, Any], console: Console) -> None:
             style="yellow",
             highlight=False,
         )
+
+
+def _adapter_table(rows: Sequence[Mapping[str, Any]]) -> Table:
+    table = Table(title="adapters", title_justify="left", show_edge=False)
+    table.add_column("modules")
+    for name in ("number", "gets", "rank", "scale", "trained"):
+        table.add_column(name, justify="left" if name == "gets" else "right")
+    gets = {
+        "adapter": "an adapter",
+        "whole": "trained whole",
+        "tokens": "trained rows",
+        "unmatched": "nothing: no target names it",
+    }
+    for row in rows:
+        table.add_row(
+            row["modules"],
+            str(row["count"]),
+            gets[row["what"]],
+            "" if row["rank"] is None else str(row["rank"]),
+            "" if row["scale"] is None else f"{row['scale']:g}",
+            f"{row['parameters']:,}" if row["parameters"] else "",
+            style="yellow" if row["what"] == "unmatched" else None,
+        )
+    return table

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import jax
@@ -387,7 +387,10 @@ def summarise(
     Returns:
         JSON values; see the run folder's `summary.json`.
     """
-    trainable, frozen = flatten(program.trainable), flatten(program.frozen)
+    trainable = flatten(program.trainable)
+    # Scales of adapters and ids of trained tokens are no parameters.
+    frozen = {path: leaf for path, leaf in flatten(program.frozen).items() if not keeps_dtype(path)}
+    adapters = [] if config.lora is None else lora.explain_adapters(program.config, config.lora)
     rows = config.train.batch_size
     mesh = devices.execution.mesh
     whole = []
@@ -411,6 +414,7 @@ def summarise(
         "trained_bytes": count_bytes(program.trainable),
         "frozen_bytes": count_bytes(program.frozen),
         "what_trains": [{"leaves": group, **entry} for group, entry in groups.items()],
+        "adapters": [asdict(row) for row in adapters],
         "steps": program.total_steps,
         "tokens": program.total_steps * rows * config.data.length,
         "compile_seconds": compiled.seconds,

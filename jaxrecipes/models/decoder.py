@@ -256,11 +256,18 @@ def embedding_table(params: Tree) -> jax.Array:
     return jnp.asarray(leaves["table"]).at[leaves["token_ids"]].set(rows)
 
 
+def stored_head(config: ModelConfig, params: Tree) -> jax.Array:
+    """Returns the output head as it is stored, which saves a transposed copy of a large leaf.
+
+    [vocab_size, hidden_size] where it is tied to the embedding, else [hidden_size, vocab_size].
+    """
+    return embedding_table(params) if config.tie_embeddings else params["head"]["kernel"]
+
+
 def head_kernel(config: ModelConfig, params: Tree) -> jax.Array:
     """Returns the output head, [hidden_size, vocab_size]; the transposed embedding when tied."""
-    if config.tie_embeddings:
-        return embedding_table(params).T
-    return params["head"]["kernel"]
+    head = stored_head(config, params)
+    return head.T if config.tie_embeddings else head
 
 
 def logits(config: ModelConfig, params: Tree, hidden_states: jax.Array) -> jax.Array:

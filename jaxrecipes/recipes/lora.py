@@ -12,6 +12,7 @@ from jaxrecipes.checkpoint.peft_names import decoder_modules
 from jaxrecipes.config.recipe_options import LoraSection
 from jaxrecipes.models.config import ModelConfig
 from jaxrecipes.params.lora import adapter_rules, build_adapters
+from jaxrecipes.params.lora_explain import ExplainRow, explain
 from jaxrecipes.params.lora_options import AdapterOptions
 from jaxrecipes.params.lora_targets import select_modules
 from jaxrecipes.params.partition import combine
@@ -46,6 +47,16 @@ def build(config: ModelConfig, params: Tree, section: LoraSection, key: jax.Arra
         exact,
         Adapters(options, adapted.initial),
     )
+
+
+def explain_adapters(config: ModelConfig, section: LoraSection) -> list[ExplainRow]:
+    """Lists which modules of a model get adapters and which linear layers do not.
+
+    Args:
+        config: The base.
+        section: The section `lora` of the config.
+    """
+    return explain(select_modules(adapter_options(section), decoder_modules(config)))
 
 
 def adapter_options(section: LoraSection) -> AdapterOptions:

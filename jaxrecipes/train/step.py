@@ -105,13 +105,12 @@ def embeddings_loss(
     targets, weights = next_token_targets(
         batch["token_ids"], batch["segment_ids"], batch["loss_mask"]
     )
-    tied = config.tie_embeddings
     return chunked_cross_entropy(
         states,
-        decoder.embedding_table(params) if tied else params["head"]["kernel"],
+        decoder.stored_head(config, params),
         targets,
         weights,
-        vocab_first=tied,
+        vocab_first=config.tie_embeddings,
         softcap=config.final_softcap,
         chunk=loss_chunk,
         mesh=execution.mesh,

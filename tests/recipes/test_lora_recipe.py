@@ -13,6 +13,7 @@ from jaxrecipes.checkpoint.peft import read_adapter
 from jaxrecipes.cli import main
 from jaxrecipes.config.recipe_options import LoraSection
 from jaxrecipes.params.lora_options import AdapterOptions
+from jaxrecipes.params.paths import flatten
 from jaxrecipes.recipes.lora import adapter_options
 from tests.checkpoint.test_parity import our_logits
 from tests.experiment.small import small_config, write_config
@@ -28,10 +29,23 @@ def test_the_section_has_the_options_of_adapters_and_their_defaults() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("init", ["kaiming", "pissa"])
-def test_a_run_gives_an_adapter_and_the_merged_model(tmp_path: Path, init: str) -> None:
+def test_a_run_gives_an_adapter_and_the_merged_model(
+    tmp_path: Path,
+    init: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
     config = small_config(tmp_path / "run")
     del config["block_expansion"]
-    lora = {"rank": 2, "init": init, "rank_pattern": {"down_proj": 4}, "trainable_tokens": [7, 3]}
+    lora = {
+        "rank": 2,
+        "init": init,
+        "targets": "all-linear",
+        "exclude": ["k_proj"],
+        "rank_pattern": {"down_proj": 4},
+        "trainable_tokens": [7, 3],
+    }
     config.update(recipe="lora", lora=lora)
     path = write_config(tmp_path / "lora.yaml", config)
     assert main(["run", str(path)]) == 0
@@ -42,6 +56,14 @@ def test_a_run_gives_an_adapter_and_the_merged_model(tmp_path: Path, init: str) 
     # What took a part of the base is written with twice the rank.
     tokens = 2 * base.config.hidden_size
     factor = 1 if init == "kaiming" else 2
+    # What is said before training is what trains, to the last value, and names what does not.
+    said = {row["modules"]: row for row in summary["adapters"]}
+    assert sum(row["parameters"] for row in said.values()) == summary["trained_parameters"]
+    assert {name for name, row in said.items() if row["what"] == "unmatched"} == {
+        "model.layers.*.self_attn.k_proj"
+    }
+    assert summary["frozen_parameters"] == sum(leaf.size for leaf in flatten(base.params).values())
+    assert "nothing: no target names it" in capsys.readouterr().out
     trained = summary["trained_parameters"] - tokens
     assert loaded.selection.parameters - tokens == factor * trained
     merged = import_checkpoint(final / "model")

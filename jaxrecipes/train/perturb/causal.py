@@ -79,8 +79,7 @@ def causal_problem(
             remat=remat,
             execution=execution,
         )
-        tied = config.tie_embeddings
-        return states, params["embedding"]["table"] if tied else params["head"]["kernel"]
+        return states, decoder.stored_head(config, params)
 
     def divergence(first: Any, second: Any, batch: Batch) -> jax.Array:
         _, weights = next_token_targets(
