@@ -10,7 +10,8 @@ from types import SimpleNamespace
 import pytest
 
 from jaxrecipes import errors, failures
-from jaxrecipes.cli import main, split_overrides
+from jaxrecipes.arguments import split_overrides
+from jaxrecipes.cli import main
 from jaxrecipes.recipes import RECIPES
 from jaxrecipes.shipped_configs import shipped_config
 

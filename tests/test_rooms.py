@@ -28,7 +28,7 @@ ROOMS = (
     ("models",),
     ("sharding",),
     ("hosts",),
-    ("durable", "environment", "failures", "supervise"),
+    ("arguments", "durable", "environment", "failures", "supervise"),
     ("errors", "__init__"),
 )
 HEIGHT = {room: -place for place, rooms in enumerate(ROOMS) for room in rooms}
