@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 import jax
@@ -60,13 +61,21 @@ def tiny_config(kind: str = "llama", num_layers: int = 4, **changes: Any) -> Mod
 
 def tiny_params(config: ModelConfig, seed: int = 0) -> dict[str, Any]:
     """Random everywhere, norms and biases too, so that nothing can be dropped unseen."""
+    leaves, structure = _tiny_leaves(config, seed)
+    return jax.tree.unflatten(structure, leaves)
+
+
+@cache  # a fifth of the time of some tests is initialisation, one operation after the other
+def _tiny_leaves(config: ModelConfig, seed: int) -> tuple[list[np.ndarray], Any]:
     leaves, structure = jax.tree.flatten(init_params(config, jax.random.key(seed)))
     generator = np.random.default_rng(seed)
     noisy = [
         np.asarray(leaf) + 0.2 * generator.standard_normal(leaf.shape).astype(np.float32)
         for leaf in leaves
     ]
-    return jax.tree.unflatten(structure, noisy)
+    for leaf in noisy:
+        leaf.setflags(write=False)  # they are shared
+    return noisy, structure
 
 
 def packed_batch(config: ModelConfig, rows: int = 4, length: int = 16, seed: int = 0) -> dict:

@@ -9,6 +9,7 @@ from pydantic_core import PydanticCustomError
 
 from jaxrecipes.config.data import DataSection, KeepDocuments, SourceSection
 from jaxrecipes.config.mesh import MeshSection
+from jaxrecipes.config.perturb import PerturbSection, perturb_conflicts
 from jaxrecipes.config.recipe_options import (
     RECIPE_SECTIONS,
     BlockExpansionSection,
@@ -63,6 +64,9 @@ class ArmTrainSection(Section):
         default=None, description="As train.remat_names."
     )
     loss_chunk: int | None = Field(default=None, ge=1, description="As train.loss_chunk.")
+    perturb: PerturbSection | None = Field(
+        default=None, description="In place of train.perturb, all of it; method none: clean."
+    )
 
 
 class ArmSection(Section):
@@ -188,6 +192,7 @@ def conflicts(config: Config) -> list[tuple[str, str]]:
     if (train.remat == "names") != bool(train.remat_names):
         message = "is read where remat is names, and needed there; give both or neither"
         found.append(("train.remat_names", message))
+    found += perturb_conflicts(train.perturb, config.recipe, config.model.compute_dtype)
     for number, source in enumerate(config.data.learn):
         found += _source_conflicts(source, f"data.learn.{number}")
     if isinstance(config.data.keep, KeepDocuments):

@@ -45,8 +45,9 @@ def config_hash(config: Config) -> str:
 
     `output`, `name`, `compare` and `train.trackers` are left out, so an arm has the same hash in
     every folder and in every comparison; so are `mesh` and `model.attention`, because a run may go
-    on with other devices than it began with, and the sections of other recipes. Defaults are filled
-    in before hashing, so writing a default out changes nothing.
+    on with other devices than it began with, and the sections of other recipes and of perturbations
+    that are not there. Defaults are filled in before hashing, so writing a default out changes
+    nothing.
 
     Returns:
         sha256, 64 hexadecimal digits.
@@ -56,6 +57,8 @@ def config_hash(config: Config) -> str:
     for name in RECIPE_SECTIONS:
         if data[name] is None:
             del data[name]
+    if data["train"]["perturb"] is None:
+        del data["train"]["perturb"]
     text = json.dumps(data, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
     return hashlib.sha256(text.encode()).hexdigest()
 

@@ -6,6 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
+from jaxrecipes.config.perturb import PerturbSection
 from jaxrecipes.config.section import Pattern, Section
 
 # As `models.stacking.SAVEABLE_NAMES`, which a test compares; the schema does not import JAX.
@@ -150,6 +151,9 @@ class TrainSection(Section):
         default=1024,
         ge=1,
         description="Tokens whose logits exist at one time; less needs less memory.",
+    )
+    perturb: PerturbSection | None = Field(
+        default=None, description="Training on perturbed word embeddings. null: on clean ones."
     )
     spikes: SpikesSection = Field(
         default_factory=SpikesSection, description="Skipping harmful steps."

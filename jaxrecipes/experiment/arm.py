@@ -26,6 +26,7 @@ from jaxrecipes.experiment.program import (
     summarise,
     total_steps,
 )
+from jaxrecipes.experiment.teacher import locate_teacher, read_teacher
 from jaxrecipes.hosts import Hosts
 from jaxrecipes.models.config import ModelConfig
 from jaxrecipes.models.decoder import abstract_params
@@ -94,6 +95,7 @@ def train_arm(
     model = read_model_config(base_folder)
     mesh = devices.execution.mesh
     shapes = Imported(model, abstract_params(model), base_folder, {})
+    teacher_folder = locate_teacher(config, model)
     program = build_program(config, shapes, steps, devices.execution)
     compiled = compile_step(config, program)
     summary = summarise(name, config, program, compiled, devices)
@@ -108,7 +110,11 @@ def train_arm(
     del base
     start = 0
     if restored is None:
-        state = first_state(config, program, trainable)
+        teacher = None
+        if teacher_folder is not None:
+            teacher = read_teacher(teacher_folder, config, program, frozen, mesh)
+        state = first_state(config, program, trainable, teacher)
+        del teacher
     else:
         start, state = restored.step, restored.state
     del trainable

@@ -38,6 +38,8 @@ def print_arm(summary: Mapping[str, Any], console: Console) -> None:
         f"({summary['mesh']}), attention: {summary['attention']} ({summary['attention_reason']})",
         highlight=False,
     )
+    if summary["perturbation"] is not None:
+        console.print(_perturbation_line(summary["perturbation"]), highlight=False)
     if summary["whole_leaves"]:
         console.print(
             "whole on every device, because the mesh does not divide their sizes: "
@@ -69,3 +71,18 @@ def _adapter_table(rows: Sequence[Mapping[str, Any]]) -> Table:
             style="yellow" if row["what"] == "unmatched" else None,
         )
     return table
+
+
+def _perturbation_line(perturbation: Mapping[str, Any]) -> str:
+    options = []
+    for name, value in perturbation["options"].items():
+        nested = value.items() if isinstance(value, Mapping) else [(name, value)]
+        options += [f"{key} {setting}" for key, setting in nested]
+    begins = perturbation["clean_steps"]
+    when = f", from step {begins + 1} on" if begins else ""
+    teacher = perturbation["teacher"]
+    beside = {"none": "", "mean": "; teacher: the mean of past parameters"}
+    return (
+        f"word embeddings are perturbed: {perturbation['method']} ({', '.join(options)}){when}"
+        f"{beside.get(teacher, f'; teacher: {teacher}')}"
+    )

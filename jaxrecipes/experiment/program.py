@@ -16,6 +16,7 @@ from jaxrecipes.checkpoint.huggingface import Imported
 from jaxrecipes.config import Config
 from jaxrecipes.errors import ConfigError, DeviceMemoryError
 from jaxrecipes.experiment.devices import Devices
+from jaxrecipes.experiment.perturbation import describe_perturbation, make_perturbation
 from jaxrecipes.models.config import ModelConfig
 from jaxrecipes.models.execution import Execution
 from jaxrecipes.models.stacking import Layout
@@ -41,6 +42,7 @@ from jaxrecipes.train.optimizer import (
     learning_rate_schedule,
     make_optimizer,
 )
+from jaxrecipes.train.perturb.schedule import Perturbation
 from jaxrecipes.train.state import TrainState, create_state
 from jaxrecipes.train.step import StepFunction, make_train_step
 
@@ -62,6 +64,7 @@ class ArmProgram:
         execution: Devices and attention backend.
         total_steps: Length of the run.
         keeps_function: The model computes the base function before training.
+        perturbation: What the step does to word embeddings.
     """
 
     config: ModelConfig
@@ -75,6 +78,7 @@ class ArmProgram:
     execution: Execution
     total_steps: int
     keeps_function: bool
+    perturbation: Perturbation
 
 
 def apply_recipe(config: Config, base: Imported, *, key: jax.Array) -> Surgery:
@@ -161,6 +165,7 @@ def build_program(config: Config, base: Imported, steps: int, execution: Executi
     optimizer = make_optimizer(
         settings, layout=layout, decays={path: decays[path] for path in trains if trains[path]}
     )
+    perturbation = make_perturbation(config, steps)
     rows = config.train.micro_batch_size or config.train.batch_size
     names = tuple(config.train.remat_names)
     step = make_train_step(
@@ -174,9 +179,13 @@ def build_program(config: Config, base: Imported, steps: int, execution: Executi
         loss_chunk=config.train.loss_chunk,
         spike_sigma=config.train.spikes.sigma,
         execution=execution,
+        perturbation=perturbation,
     )
+    window = config.train.spikes.window
     state: Any = jax.eval_shape(
-        lambda tree: create_state(tree, optimizer, spike_window=config.train.spikes.window),
+        lambda tree: create_state(
+            tree, optimizer, spike_window=window, teacher=perturbation.first_teacher(tree, tree)
+        ),
         trainable,
     )
     if execution.mesh is not None:
@@ -196,6 +205,7 @@ def build_program(config: Config, base: Imported, steps: int, execution: Executi
         execution,
         steps,
         surgery.keeps_function,
+        perturbation,
     )
 
 
@@ -261,24 +271,32 @@ def build_weights(
     return jax.jit(build, out_shardings=places)(base.params)
 
 
-def first_state(config: Config, program: ArmProgram, trainable: Tree) -> TrainState:
+def first_state(
+    config: Config, program: ArmProgram, trainable: Tree, teacher: Tree | None = None
+) -> TrainState:
     """Returns the state before the first step, where the program wants it.
 
     Args:
         config: The arm's config.
         program: From `build_program`.
         trainable: From `build_weights`; given away.
+        teacher: A fixed teacher, where the perturbation has one; given away.
     """
     places = None
     if program.execution.mesh is not None:
         places = jax.tree.map(lambda leaf: leaf.sharding, program.state)
     window = config.train.spikes.window
     create = jax.jit(
-        lambda tree: create_state(tree, program.optimizer, spike_window=window),
+        lambda tree, other: create_state(
+            tree,
+            program.optimizer,
+            spike_window=window,
+            teacher=program.perturbation.first_teacher(tree, other),
+        ),
         out_shardings=places,
-        donate_argnums=0,
+        donate_argnums=(0, 1),
     )
-    return create(trainable)
+    return create(trainable, teacher)
 
 
 def _placed(tree: Any, shardings: Any) -> Any:
@@ -415,6 +433,7 @@ def summarise(
         "frozen_bytes": count_bytes(program.frozen),
         "what_trains": [{"leaves": group, **entry} for group, entry in groups.items()],
         "adapters": [asdict(row) for row in adapters],
+        "perturbation": describe_perturbation(config, program.total_steps),
         "steps": program.total_steps,
         "tokens": program.total_steps * rows * config.data.length,
         "compile_seconds": compiled.seconds,

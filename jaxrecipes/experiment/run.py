@@ -39,6 +39,7 @@ from jaxrecipes.experiment.inspect import report
 from jaxrecipes.experiment.measure import Measure, build_measure
 from jaxrecipes.experiment.model_card import model_card
 from jaxrecipes.experiment.program import apply_recipe, build_program
+from jaxrecipes.experiment.teacher import locate_teacher, teacher_fingerprint
 from jaxrecipes.hosts import Hosts, join_hosts
 from jaxrecipes.models.config import ModelConfig
 from jaxrecipes.models.decoder import abstract_params
@@ -194,6 +195,7 @@ def check_arms(arms: Sequence[Arm], model: ModelConfig) -> dict[str, Devices]:
             devices[arm.name] = choose_devices(arm.config, model)
             steps = arm.config.train.steps or 1_000_000
             build_program(arm.config, base, steps, devices[arm.name].execution)
+            locate_teacher(arm.config, model)
         except ConfigError as error:
             raise ConfigError(f"arm {arm.name}: {error}") from error
     return devices
@@ -201,12 +203,14 @@ def check_arms(arms: Sequence[Arm], model: ModelConfig) -> dict[str, Devices]:
 
 def arm_inputs(arm: Arm, base: BaseModel, data: DataSets) -> dict[str, Any]:
     """Returns everything that determines what an arm ends with."""
-    return {
+    inputs = {
         "config": config_hash(arm.config),
         "base": base.fingerprint,
         "data": data.fingerprint(arm.name),
         "code": __version__,
     }
+    teacher = teacher_fingerprint(arm.config)
+    return inputs if teacher is None else {**inputs, "teacher": teacher}
 
 
 def _finish(

@@ -38,16 +38,23 @@ class TrainState:
         trainable: Trainable leaves in the runtime layout, float32.
         optimizer_state: Of the trainable leaves only.
         spikes: The spike guard's memory.
+        teacher: Second tree like `trainable`, where a perturbation has one; see
+            `perturb.schedule.Perturbation`.
     """
 
     step: jax.Array
     trainable: Tree
     optimizer_state: Any
     spikes: SpikeState
+    teacher: Tree | None = None
 
 
 def create_state(
-    trainable: Tree, optimizer: optax.GradientTransformation, *, spike_window: int
+    trainable: Tree,
+    optimizer: optax.GradientTransformation,
+    *,
+    spike_window: int,
+    teacher: Tree | None = None,
 ) -> TrainState:
     """Returns the state before the first step.
 
@@ -55,6 +62,7 @@ def create_state(
         trainable: Trainable leaves in the runtime layout, float32.
         optimizer: From `optimizer.make_optimizer`.
         spike_window: Accepted steps that the spike guard looks back on.
+        teacher: Tree like `trainable`, for a perturbation that has one.
     """
     spikes = SpikeState(
         losses=jnp.zeros((spike_window,), jnp.float32),
@@ -62,4 +70,6 @@ def create_state(
         accepted=jnp.zeros((), jnp.int32),
         skipped=jnp.zeros((), jnp.int32),
     )
-    return TrainState(jnp.zeros((), jnp.int32), trainable, optimizer.init(trainable), spikes)
+    return TrainState(
+        jnp.zeros((), jnp.int32), trainable, optimizer.init(trainable), spikes, teacher
+    )

@@ -9,112 +9,21 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxrecipes.models import decoder
 from jaxrecipes.models.config import ModelConfig
 from jaxrecipes.models.execution import ONE_DEVICE, Execution
 from jaxrecipes.models.stacking import Layout, RematPolicy
-from jaxrecipes.params.partition import combine
 from jaxrecipes.params.paths import Tree
-from jaxrecipes.train.loss import chunked_cross_entropy, next_token_targets
+from jaxrecipes.train.loss import next_token_targets
+from jaxrecipes.train.perturb.causal import causal_problem
+from jaxrecipes.train.perturb.protocol import Result
+from jaxrecipes.train.perturb.schedule import UNPERTURBED, Perturbation
+from jaxrecipes.train.perturb.segments import count_segments
 from jaxrecipes.train.spikes import accepts, remember
 from jaxrecipes.train.state import TrainState
 
 Batch = dict[str, jax.Array]
 Metrics = dict[str, jax.Array]
 StepFunction = Callable[[TrainState, Tree, Batch], tuple[TrainState, Metrics]]
-
-
-def batch_loss(
-    config: ModelConfig,
-    params: Tree,
-    batch: Batch,
-    *,
-    layout: Layout | None = None,
-    compute_dtype: Any = jnp.float32,
-    remat: RematPolicy = "none",
-    loss_chunk: int = 512,
-    execution: Execution = ONE_DEVICE,
-) -> jax.Array:
-    """Sums the negative log-likelihoods of a batch's supervised tokens.
-
-    Args:
-        config: The model.
-        params: Tree in the given layout.
-        batch: `token_ids`, `segment_ids`, `positions`, `loss_mask`, each [rows, length].
-        layout: Layout of `params`; None for the canonical tree.
-        compute_dtype: dtype of activations and products.
-        remat: See `stacking.rematerialise`.
-        loss_chunk: Tokens of a device whose logits exist at the same time.
-        execution: Devices and attention backend.
-
-    Returns:
-        float32 scalar, in nats.
-    """
-    return embeddings_loss(
-        config,
-        params,
-        decoder.embed(config, params, batch["token_ids"], compute_dtype, execution),
-        batch,
-        layout=layout,
-        compute_dtype=compute_dtype,
-        remat=remat,
-        loss_chunk=loss_chunk,
-        execution=execution,
-    )
-
-
-def embeddings_loss(
-    config: ModelConfig,
-    params: Tree,
-    embeddings: jax.Array,
-    batch: Batch,
-    *,
-    layout: Layout | None = None,
-    compute_dtype: Any = jnp.float32,
-    remat: RematPolicy = "none",
-    loss_chunk: int = 512,
-    execution: Execution = ONE_DEVICE,
-) -> jax.Array:
-    """Does what `batch_loss` does with given word embeddings in place of the tokens' own.
-
-    Args:
-        config: The model.
-        params: Tree in the given layout.
-        embeddings: Float [rows, length, hidden_size], see `decoder.embed`.
-        batch: As in `batch_loss`, like everything that follows; its tokens are the targets.
-        layout: Layout of `params`.
-        compute_dtype: dtype of activations and products.
-        remat: See `stacking.rematerialise`.
-        loss_chunk: Tokens of a device whose logits exist at the same time.
-        execution: Devices and attention backend.
-
-    Returns:
-        float32 scalar, in nats.
-    """
-    states = decoder.hidden_states_of_embeddings(
-        config,
-        params,
-        embeddings,
-        batch["segment_ids"],
-        batch["positions"],
-        compute_dtype=compute_dtype,
-        layout=layout,
-        remat=remat,
-        execution=execution,
-    )
-    targets, weights = next_token_targets(
-        batch["token_ids"], batch["segment_ids"], batch["loss_mask"]
-    )
-    return chunked_cross_entropy(
-        states,
-        decoder.stored_head(config, params),
-        targets,
-        weights,
-        vocab_first=config.tie_embeddings,
-        softcap=config.final_softcap,
-        chunk=loss_chunk,
-        mesh=execution.mesh,
-    )
 
 
 def make_train_step(
@@ -129,12 +38,13 @@ def make_train_step(
     loss_chunk: int = 512,
     spike_sigma: float = 6.0,
     execution: Execution = ONE_DEVICE,
+    perturbation: Perturbation = UNPERTURBED,
 ) -> StepFunction:
     """Builds the pure function from state and batch to the next state.
 
     Only the trainable tree is differentiated, so the gradient norm, clipping, the spike guard and
-    the metrics cannot touch a frozen leaf. Micro-batches add up sums, and the sum is divided by the
-    supervised tokens of the whole batch: 1 x 32 rows and 32 x 1 are the same step.
+    the metrics cannot touch a frozen leaf. The loss of a micro-batch is divided by the supervised
+    tokens of the whole batch, so that they add up: 1 x 32 rows and 32 x 1 are the same step.
 
     Args:
         config: The model.
@@ -147,16 +57,20 @@ def make_train_step(
         loss_chunk: Tokens of a device whose logits exist at the same time.
         spike_sigma: See `spikes.accepts`.
         execution: Devices and attention backend.
+        perturbation: What is done to the word embeddings; its statistics are among the metrics.
 
     Returns:
         `step(state, frozen, batch) -> (state, metrics)`; jit it with the state donated.
     """
 
-    def loss_sum(trainable: Tree, frozen: Tree, batch: Batch) -> jax.Array:
-        return batch_loss(
+    def loss_and_gradient(
+        state: TrainState, frozen: Tree, batch: Batch, count: jax.Array
+    ) -> Result:
+        problem = causal_problem(
             config,
-            combine(trainable, frozen),
-            batch,
+            frozen,
+            count=count,
+            examples=count_segments(batch["segment_ids"]),
             layout=layout,
             compute_dtype=compute_dtype,
             remat=remat,
@@ -164,31 +78,30 @@ def make_train_step(
             execution=execution,
         )
 
-    def mean_loss_and_gradient(
-        trainable: Tree, frozen: Tree, batch: Batch, count: jax.Array
-    ) -> tuple[jax.Array, Tree]:
-        def mean_loss(trainable: Tree, micro_batch: Batch) -> jax.Array:
-            return loss_sum(trainable, frozen, micro_batch) / count
+        def part(rows: Batch) -> Result:
+            return perturbation(problem, state.trainable, rows, state.step, state.teacher)
 
         if micro_batches == 1:
-            return jax.value_and_grad(mean_loss)(trainable, batch)
-
-        def add(total: tuple[jax.Array, Tree], micro_batch: Batch) -> tuple[Any, None]:
-            return jax.tree.map(
-                jnp.add, total, jax.value_and_grad(mean_loss)(trainable, micro_batch)
-            ), None
-
+            return part(batch)
         parts = jax.tree.map(lambda rows: rows.reshape(micro_batches, -1, *rows.shape[1:]), batch)
-        zero = (jnp.zeros((), jnp.float32), jax.tree.map(jnp.zeros_like, trainable))
-        return jax.lax.scan(add, zero, parts)[0]
+        names = jax.eval_shape(part, jax.tree.map(lambda rows: rows[0], parts)).statistics
+        zero = jnp.zeros((), jnp.float32)
+        nothing = Result(
+            zero, jax.tree.map(jnp.zeros_like, state.trainable), dict.fromkeys(names, zero)
+        )
+
+        def add(total: Result, rows: Batch) -> tuple[Result, None]:
+            return jax.tree.map(jnp.add, total, part(rows)), None
+
+        return jax.lax.scan(add, nothing, parts)[0]
 
     def step(state: TrainState, frozen: Tree, batch: Batch) -> tuple[TrainState, Metrics]:
         _, weights = next_token_targets(
             batch["token_ids"], batch["segment_ids"], batch["loss_mask"]
         )
         count = jnp.sum(weights)
-        loss, gradient = mean_loss_and_gradient(
-            state.trainable, frozen, batch, jnp.maximum(count, 1.0)
+        loss, gradient, statistics = loss_and_gradient(
+            state, frozen, batch, jnp.maximum(count, 1.0)
         )
         norm = optax.tree.norm(gradient)
         # A batch without supervised tokens has nothing to teach and must not decay the weights.
@@ -202,6 +115,7 @@ def make_train_step(
             return jax.tree.map(lambda n, o: jnp.where(accepted, n, o), new, old)
 
         metrics = {
+            **statistics,
             "loss": loss,
             "gradient_norm": norm,
             "learning_rate": schedule(_updates_made(state)),
@@ -209,11 +123,13 @@ def make_train_step(
             "accepted": accepted,
             "skipped": state.spikes.skipped + (~accepted).astype(jnp.int32),
         }
+        kept = keep(trainable, state.trainable)
         return TrainState(
             step=state.step + 1,
-            trainable=keep(trainable, state.trainable),
+            trainable=kept,
             optimizer_state=keep(optimizer_state, state.optimizer_state),
             spikes=remember(state.spikes, loss, norm, accepted),
+            teacher=perturbation.next_teacher(state.teacher, kept, state.step),
         ), metrics
 
     return step

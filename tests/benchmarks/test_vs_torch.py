@@ -27,7 +27,7 @@ from jaxrecipes.models.decoder import abstract_params  # noqa: E402
 from jaxrecipes.models.row_order import in_row_order  # noqa: E402
 from jaxrecipes.params.paths import flatten  # noqa: E402
 from jaxrecipes.plan.flops import step_flops  # noqa: E402
-from jaxrecipes.train.step import batch_loss  # noqa: E402
+from jaxrecipes.train.causal_loss import batch_loss  # noqa: E402
 
 
 def tiny(arm: str = "full", side: str = "ours", documents: int = 4) -> gpu_sides.Case:

@@ -90,6 +90,40 @@ CASES: list[tuple[str, Spoil, str, int]] = [
     ),
     ("arm-twice", put("compare", [FULL, dict(FULL)]), "the name 'full' is taken", USAGE),
     ("bad-override", command("run", "{config}", "train.stepz=1"), "did you mean", USAGE),
+    (
+        "perturb-option",
+        put("train.perturb", {"method": "fgm", "alpha": 5.0}),
+        "train.perturb.alpha: method fgm does not read it; it reads epsilon",
+        USAGE,
+    ),
+    ("perturb-method", put("train.perturb", {"method": "fgsm"}), "train.perturb.method", USAGE),
+    (
+        "perturb-no-teacher",
+        put("train.perturb", {"method": "kim_kang"}),
+        "train.perturb.teacher: kim_kang attacks a model that was trained before",
+        USAGE,
+    ),
+    (
+        "perturb-other-teacher",
+        put("train.perturb", {"method": "fgm", "teacher": "x"}),
+        "is read by method kim_kang only",
+        USAGE,
+    ),
+    (
+        "perturb-new-leaves",
+        put("train.perturb", {"method": "kim_kang", "teacher": "x"}),
+        "trains leaves that the teacher's checkpoint does not have",
+        USAGE,
+    ),
+    (
+        "perturb-rounded-away",
+        both(
+            put("train.perturb", {"method": "alum"}),
+            put("model.compute_dtype", "bfloat16"),
+        ),
+        "does nothing in bfloat16",
+        USAGE,
+    ),
     # The data.
     ("data-missing", learn_source("gone.jsonl"), "gone.jsonl", DATA),
     ("data-empty", learn_file("empty.jsonl", b""), "the file is empty", DATA),

@@ -14,7 +14,7 @@ from jaxrecipes.models.decoder import init_params
 from jaxrecipes.models.stacking import REMAT_POLICIES, SAVEABLE_NAMES
 from jaxrecipes.params.layout import plan_layout, to_runtime
 from jaxrecipes.params.rules import label
-from jaxrecipes.train.step import batch_loss
+from jaxrecipes.train.causal_loss import batch_loss
 from tests.tiny import tiny_config
 
 

@@ -26,8 +26,8 @@ from jaxrecipes.params.lora_targets import Selection, select_modules
 from jaxrecipes.params.partition import combine, partition
 from jaxrecipes.params.paths import flatten, unflatten
 from jaxrecipes.params.rules import label
+from jaxrecipes.train.causal_loss import batch_loss
 from jaxrecipes.train.flops import count_flops
-from jaxrecipes.train.step import batch_loss
 from tests.tiny import packed_batch, tiny_config, tiny_params, trainer
 
 RANKS = AdapterOptions(

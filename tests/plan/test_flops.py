@@ -19,8 +19,8 @@ from jaxrecipes.params.partition import combine, partition
 from jaxrecipes.params.rules import label
 from jaxrecipes.plan.flops import step_flops
 from jaxrecipes.plan.hlo import account
+from jaxrecipes.train.causal_loss import batch_loss
 from jaxrecipes.train.flops import count_flops
-from jaxrecipes.train.step import batch_loss
 from tests.tiny import KINDS, tiny_config
 
 ROWS, LENGTH = 2, 16

@@ -15,7 +15,7 @@ from jaxrecipes.models.execution import Execution
 from jaxrecipes.params.paths import flatten
 from jaxrecipes.sharding.mesh import MeshShape, make_mesh
 from jaxrecipes.sharding.rules import ACTIVATION_RULES, state_shardings, tree_shardings
-from jaxrecipes.train.step import batch_loss
+from jaxrecipes.train.causal_loss import batch_loss
 from tests.tiny import packed_batch, tiny_config, tiny_params, trainer
 
 MESHES = (

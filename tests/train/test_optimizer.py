@@ -92,8 +92,8 @@ def test_adamw_is_the_written_out_formula():
         [("final_norm/.*", True), (".*", False)],
         settings={"warmup_steps": 0, "clip_norm": None, "schedule": "constant"},
     )
+    from jaxrecipes.train.causal_loss import batch_loss
     from jaxrecipes.train.loss import next_token_targets
-    from jaxrecipes.train.step import batch_loss
 
     _, weights = next_token_targets(batch["token_ids"], batch["segment_ids"], batch["loss_mask"])
     x = jnp.asarray(params["final_norm"]["scale"], jnp.float32)

@@ -9,7 +9,7 @@ from jaxrecipes.params.layout import to_canonical
 from jaxrecipes.params.partition import combine
 from jaxrecipes.params.paths import flatten
 from jaxrecipes.params.surgery import layers_pattern
-from jaxrecipes.train.step import batch_loss
+from jaxrecipes.train.causal_loss import batch_loss
 from tests.tiny import KINDS, packed_batch, tiny_config, tiny_params, trainer
 
 

@@ -14,6 +14,7 @@ from jaxrecipes.train.perturb.protocol import (
     Batch,
     Problem,
     Result,
+    Task,
     delta_statistics,
     perturbed_loss,
     require_positive,
@@ -59,15 +60,9 @@ class FGM:
         """
         require_positive(self, "epsilon", "weight")
 
-    def __call__(
-        self,
-        problem: Problem,
-        params: Tree,
-        batch: Batch,
-        key: jax.Array,
-        teacher: Tree | None = None,
-    ) -> Result:
+    def __call__(self, task: Task) -> Result:
         """See `Perturber`."""
+        problem, params, batch, _, _ = task
         segment_ids = batch["segment_ids"]
         zero = jnp.zeros(_shape(problem, params, batch))
         clean, (clean_gradient, ascent) = jax.value_and_grad(perturbed_loss, argnums=(1, 3))(
@@ -120,7 +115,7 @@ class PGD:
         Args:
             problem: The model.
             params: The parameters that are attacked.
-            batch: See `Perturber`.
+            batch: See `Task`.
 
         Returns:
             float32 [rows, length, width], zero on padding.
@@ -136,15 +131,9 @@ class PGD:
         zero = jnp.zeros(_shape(problem, params, batch))
         return jax.lax.scan(climb, zero, None, length=self.steps)[0]
 
-    def __call__(
-        self,
-        problem: Problem,
-        params: Tree,
-        batch: Batch,
-        key: jax.Array,
-        teacher: Tree | None = None,
-    ) -> Result:
+    def __call__(self, task: Task) -> Result:
         """See `Perturber`."""
+        problem, params, batch, _, _ = task
         delta = jax.lax.stop_gradient(self.perturbation(problem, params, batch))
         loss, gradient = _value_and_gradient(problem, params, batch, delta)
         return Result(
@@ -166,8 +155,8 @@ class FreeLB:
     Attributes:
         steps: K.
         step_size: Length of a step ("adv_lr").
-        start: Size of the random start ("init_mag"): U(-1, 1) * start / sqrt(L * width) with the
-            true length L for L2, U(-start, start) for L-infinity; 0 for none.
+        initial_magnitude: Size m of the random start ("init_mag"): U(-1, 1) * m / sqrt(L * width)
+            with the true length L for L2, U(-m, m) for L-infinity; 0 for none.
         radius: Of the ball around the embeddings ("max_norm"); 0 for none.
         norm: Of steps and ball.
         clean: Add the clean loss.
@@ -175,7 +164,7 @@ class FreeLB:
 
     steps: int = 3
     step_size: float = 0.1
-    start: float = 0.0
+    initial_magnitude: float = 0.0
     radius: float = 0.0
     norm: Norm = "l2"
     clean: bool = True
@@ -187,16 +176,16 @@ class FreeLB:
             ConfigError: Names the field, its value and its range.
         """
         require_positive(self, "steps", "step_size")
-        require_positive(self, "start", "radius", zero=True)
+        require_positive(self, "initial_magnitude", "radius", zero=True)
         if self.norm not in ("l2", "linf"):
             raise ConfigError(f"norm is {self.norm!r}; expected 'l2' or 'linf'")
 
     def initial(self, problem: Problem, params: Tree, batch: Batch, key: jax.Array) -> jax.Array:
         """Draws the start: float32 [rows, length, width], zero on padding, inside the ball."""
         shape, segment_ids = _shape(problem, params, batch), batch["segment_ids"]
-        if not self.start:
+        if not self.initial_magnitude:
             return jnp.zeros(shape)
-        delta = self.start * uniform_noise(key, batch, shape[-1])
+        delta = self.initial_magnitude * uniform_noise(key, batch, shape[-1])
         if self.norm == "l2":
             lengths = jnp.maximum(segment_lengths(segment_ids), 1)
             delta /= jnp.sqrt(lengths * shape[-1])[..., None]
@@ -205,15 +194,9 @@ class FreeLB:
     def _inside(self, delta: jax.Array, segment_ids: jax.Array) -> jax.Array:
         return project(delta, segment_ids, self.radius, self.norm) if self.radius else delta
 
-    def __call__(
-        self,
-        problem: Problem,
-        params: Tree,
-        batch: Batch,
-        key: jax.Array,
-        teacher: Tree | None = None,
-    ) -> Result:
+    def __call__(self, task: Task) -> Result:
         """See `Perturber`; the statistics of delta are those of the last point with a loss."""
+        problem, params, batch, key, _ = task
         segment_ids = batch["segment_ids"]
         passes = self.steps + self.clean
 
@@ -254,11 +237,11 @@ class KimKang:
 
     Attributes:
         attack: How the first model (`teacher`) is attacked.
-        clean: Weight of the clean loss; the adversarial one has weight 1.
+        clean_weight: Weight of the clean loss; the adversarial one has weight 1.
     """
 
     attack: PGD = PGD()
-    clean: float = 1.0
+    clean_weight: float = 1.0
 
     def __post_init__(self) -> None:
         """Refuses values outside of their range.
@@ -266,17 +249,11 @@ class KimKang:
         Raises:
             ConfigError: Names the field, its value and its range.
         """
-        require_positive(self, "clean", zero=True)
+        require_positive(self, "clean_weight", zero=True)
 
-    def __call__(
-        self,
-        problem: Problem,
-        params: Tree,
-        batch: Batch,
-        key: jax.Array,
-        teacher: Tree | None = None,
-    ) -> Result:
+    def __call__(self, task: Task) -> Result:
         """See `Perturber`; `teacher` is the first model, which stays as it is."""
+        problem, params, batch, _, teacher = task
         first = require_teacher(teacher, "kim_kang")
         delta = jax.lax.stop_gradient(self.attack.perturbation(problem, first, batch))
         loss, gradient = _value_and_gradient(problem, params, batch, delta)
@@ -284,10 +261,12 @@ class KimKang:
             "adversarial_loss": loss,
             **delta_statistics(problem, params, batch, delta),
         }
-        if self.clean:
+        if self.clean_weight:
             clean, clean_gradient = _value_and_gradient(problem, params, batch, jnp.zeros(()))
-            loss = loss + self.clean * clean
-            gradient = jax.tree.map(lambda a, b: a + self.clean * b, gradient, clean_gradient)
+            loss = loss + self.clean_weight * clean
+            gradient = jax.tree.map(
+                lambda a, b: a + self.clean_weight * b, gradient, clean_gradient
+            )
             statistics["clean_loss"] = clean
         return Result(loss, gradient, statistics)
 

@@ -13,10 +13,10 @@ from jaxrecipes.models.execution import ONE_DEVICE, Execution
 from jaxrecipes.models.stacking import Layout, RematPolicy
 from jaxrecipes.params.partition import combine
 from jaxrecipes.params.paths import Tree
+from jaxrecipes.train.causal_loss import embeddings_loss
 from jaxrecipes.train.loss import next_token_targets
 from jaxrecipes.train.perturb.divergence import chunked_kl
 from jaxrecipes.train.perturb.protocol import Batch, Problem
-from jaxrecipes.train.step import embeddings_loss
 
 
 def causal_problem(
@@ -24,6 +24,7 @@ def causal_problem(
     frozen: Tree,
     *,
     count: jax.Array | float = 1.0,
+    examples: jax.Array | None = None,
     layout: Layout | None = None,
     compute_dtype: Any = jnp.float32,
     remat: RematPolicy = "none",
@@ -36,6 +37,7 @@ def causal_problem(
         config: The model.
         frozen: The leaves that do not train; the problem's `params` are the others.
         count: What the loss is divided by: the supervised tokens of the whole batch.
+        examples: See `Problem`.
         layout: Layout of the trees; None for canonical ones.
         compute_dtype: dtype of activations and products.
         remat: See `stacking.rematerialise`.
@@ -98,4 +100,4 @@ def causal_problem(
         )
         return total / count
 
-    return Problem(embed, loss, outputs, divergence)
+    return Problem(embed, loss, outputs, divergence, examples)

@@ -7,11 +7,10 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 
-from jaxrecipes.params.paths import Tree
 from jaxrecipes.train.perturb.protocol import (
     Batch,
-    Problem,
     Result,
+    Task,
     delta_statistics,
     perturbed_loss,
     require_positive,
@@ -55,15 +54,9 @@ class NEFTune:
         scale = self.alpha / jnp.sqrt(lengths.astype(jnp.float32) * width)
         return uniform_noise(key, batch, width) * scale[..., None]
 
-    def __call__(
-        self,
-        problem: Problem,
-        params: Tree,
-        batch: Batch,
-        key: jax.Array,
-        teacher: Tree | None = None,
-    ) -> Result:
+    def __call__(self, task: Task) -> Result:
         """See `Perturber`."""
+        problem, params, batch, key, _ = task
         width = jax.eval_shape(problem.embed, params, batch).shape[-1]
         delta = self.perturbation(batch, key, width)
         loss, gradient = jax.value_and_grad(perturbed_loss, argnums=1)(

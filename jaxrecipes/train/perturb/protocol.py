@@ -22,9 +22,9 @@ from jaxrecipes.params.paths import Tree
 from jaxrecipes.train.perturb.segments import example_mean, norms
 
 Batch = dict[str, jax.Array]
-# Scalars by name: clean_loss, adversarial_loss, divergence (of VAT, SMART and ALUM), teacher
-# (SMART's proximal term), delta_norm and relative_delta (means over examples; the latter of
-# |delta| / |embeddings|). A method leaves out what it does not compute anyway.
+# Scalars by name: clean_loss, adversarial_loss, divergence (of VAT, SMART and ALUM),
+# teacher_divergence (SMART's proximal term), delta_norm and relative_delta (means over examples;
+# the latter of |delta| / |embeddings|). A method leaves out what it does not compute anyway.
 Statistics = dict[str, jax.Array]
 
 
@@ -39,12 +39,15 @@ class Problem:
             method needs it (VAT, SMART and ALUM do).
         divergence: (outputs, other outputs, batch) -> scalar, how far the second predictions are
             from the first, normalised as the loss is; not negative, zero for equal ones.
+        examples: What sums of statistics over examples are divided by: the examples of the whole
+            batch, where the method sees a part of it. None: the examples that it sees.
     """
 
     embed: Callable[[Tree, Batch], jax.Array]
     loss: Callable[[Tree, jax.Array, Batch], jax.Array]
     outputs: Callable[[Tree, jax.Array, Batch], Any] | None = None
     divergence: Callable[[Any, Any, Batch], jax.Array] | None = None
+    examples: jax.Array | None = None
 
 
 class Result(NamedTuple):
@@ -61,27 +64,34 @@ class Result(NamedTuple):
     statistics: Statistics
 
 
+class Task(NamedTuple):
+    """What a method works on.
+
+    Attributes:
+        problem: The model.
+        params: What is differentiated.
+        batch: `token_ids`, `segment_ids` (0 is padding) and `positions`, int32 [rows, length], and
+            what the functions of `problem` read. Segment ids of a row are at most `length`.
+        key: PRNG key of the step, for noise. The noise of an example depends on it and on the
+            example's tokens, not on the example's place in a packed batch.
+        teacher: A second tree like `params`, for methods with a teacher.
+    """
+
+    problem: Problem
+    params: Tree
+    batch: Batch
+    key: jax.Array
+    teacher: Tree | None = None
+
+
 class Perturber(Protocol):
     """A method with its options: a frozen dataclass, static under `jax.jit`."""
 
-    def __call__(
-        self,
-        problem: Problem,
-        params: Tree,
-        batch: Batch,
-        key: jax.Array,
-        teacher: Tree | None = None,
-    ) -> Result:
+    def __call__(self, task: Task) -> Result:
         """Computes loss and gradient of one batch.
 
         Args:
-            problem: The model.
-            params: What is differentiated.
-            batch: `token_ids`, `segment_ids` (0 is padding) and `positions`, int32 [rows, length],
-                and what the functions of `problem` read. Segment ids of a row are at most `length`.
-            key: PRNG key of the step, for noise. The noise of an example depends on it and on the
-                example's tokens, not on the example's place in a packed batch.
-            teacher: A second tree like `params`, for methods with a teacher.
+            task: Model, parameters and batch.
 
         Returns:
             Loss, gradient and statistics.
@@ -96,19 +106,14 @@ class Perturber(Protocol):
 class Clean:
     """No perturbation, in the same form: the baseline, and what runs before a method starts."""
 
-    def __call__(
-        self,
-        problem: Problem,
-        params: Tree,
-        batch: Batch,
-        key: jax.Array,
-        teacher: Tree | None = None,
-    ) -> Result:
+    def __call__(self, task: Task) -> Result:
         """See `Perturber`."""
-        loss, gradient = jax.value_and_grad(perturbed_loss, argnums=1)(
-            problem, params, batch, jnp.zeros(())
-        )
-        return Result(loss, gradient, {"clean_loss": loss})
+        problem, params, batch, _, _ = task
+
+        def loss(params: Tree) -> jax.Array:
+            return problem.loss(params, problem.embed(params, batch), batch)
+
+        return Result(*jax.value_and_grad(loss)(params), {})
 
 
 def perturbed_loss(problem: Problem, params: Tree, batch: Batch, delta: jax.Array) -> jax.Array:
@@ -119,7 +124,7 @@ def perturbed_loss(problem: Problem, params: Tree, batch: Batch, delta: jax.Arra
     Args:
         problem: The model.
         params: What is differentiated.
-        batch: See `Perturber`.
+        batch: See `Task`.
         delta: float32 [rows, length, width], or a scalar zero.
 
     Returns:
@@ -150,8 +155,8 @@ def delta_statistics(
     size = norms(delta, segment_ids)
     relative = size / jnp.maximum(norms(problem.embed(params, batch), segment_ids), 1e-12)
     return {
-        "delta_norm": example_mean(size, segment_ids),
-        "relative_delta": example_mean(relative, segment_ids),
+        "delta_norm": example_mean(size, segment_ids, problem.examples),
+        "relative_delta": example_mean(relative, segment_ids, problem.examples),
     }
 
 

@@ -97,18 +97,31 @@ def mask(vectors: jax.Array, segment_ids: jax.Array) -> jax.Array:
     return jnp.where((segment_ids > 0)[..., None], vectors, 0)
 
 
-def example_mean(values: jax.Array, segment_ids: jax.Array) -> jax.Array:
+def example_mean(
+    values: jax.Array, segment_ids: jax.Array, examples: jax.Array | None = None
+) -> jax.Array:
     """Averages over examples.
 
     Args:
         values: [rows, length], equal at all tokens of an example.
         segment_ids: int32 [rows, length].
+        examples: What the sum is divided by; None for the number of examples.
 
     Returns:
         float32 scalar; 0 without examples.
     """
-    share = jnp.where(segment_ids > 0, 1.0 / jnp.maximum(segment_lengths(segment_ids), 1), 0.0)
-    return jnp.sum(values * share) / jnp.maximum(jnp.sum(share), 1.0)
+    count = count_segments(segment_ids) if examples is None else examples
+    return jnp.sum(values * _shares(segment_ids)) / jnp.maximum(count, 1.0)
+
+
+def count_segments(segment_ids: jax.Array) -> jax.Array:
+    """Counts the examples of all rows: float32 scalar."""
+    return jnp.sum(_shares(segment_ids))
+
+
+def _shares(segment_ids: jax.Array) -> jax.Array:
+    """At each token one over the length of its example; the sum over an example is 1."""
+    return jnp.where(segment_ids > 0, 1.0 / jnp.maximum(segment_lengths(segment_ids), 1), 0.0)
 
 
 def uniform_noise(key: jax.Array, batch: dict[str, jax.Array], width: int) -> jax.Array:

@@ -13,6 +13,7 @@ from jaxrecipes.train.perturb.protocol import (
     Batch,
     Problem,
     Result,
+    Task,
     delta_statistics,
     perturbed_loss,
     perturbed_outputs,
@@ -54,8 +55,12 @@ class VAT:
         self, problem: Problem, params: Tree, batch: Batch, key: jax.Array
     ) -> jax.Array:
         """Finds the perturbation: float32 [rows, length, width], zero on padding."""
+        return self._climb(problem, params, batch, key, _outputs_of(problem, params, batch))
+
+    def _climb(
+        self, problem: Problem, params: Tree, batch: Batch, key: jax.Array, clean: Any
+    ) -> jax.Array:
         segment_ids = batch["segment_ids"]
-        clean = _outputs_of(problem, params, batch)
 
         def divergence(delta: jax.Array) -> jax.Array:
             moved = perturbed_outputs(problem, params, batch, delta)
@@ -68,17 +73,11 @@ class VAT:
         unit, _ = jax.lax.scan(iterate, start, None, length=self.steps)
         return jax.lax.stop_gradient(self.epsilon * unit)
 
-    def __call__(
-        self,
-        problem: Problem,
-        params: Tree,
-        batch: Batch,
-        key: jax.Array,
-        teacher: Tree | None = None,
-    ) -> Result:
+    def __call__(self, task: Task) -> Result:
         """See `Perturber`."""
-        delta = self.perturbation(problem, params, batch, key)
+        problem, params, batch, key, _ = task
         clean = _outputs_of(problem, params, batch)
+        delta = self._climb(problem, params, batch, key, clean)
 
         def total(params: Tree) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
             loss = perturbed_loss(problem, params, batch, jnp.zeros(()))
@@ -99,26 +98,19 @@ class VAT:
 
 
 @dataclass(frozen=True)
-class SMART:
-    """Smoothness-inducing regularisation and proximal point method (arXiv 1911.03437).
+class Ascent:
+    """How SMART and ALUM look for the perturbation that changes the predictions most.
 
-    L + weight * max over |delta|_inf <= epsilon of s(f(x + delta), f(x)) + proximal * s(f(x), t(x))
-    with the symmetric divergence s and the mean teacher t (`update_teacher`). delta starts as
-    normal noise and takes `steps` steps delta <- project(delta + step_size * g / |g|_inf). The
-    public code perturbs by 1 instead of `epsilon`, applies positions and LayerNorm twice, and has
-    no proximal term. Weights are the paper's; in bfloat16 a perturbation of 1e-5 is rounded away.
+    delta starts as normal noise; `steps` times delta <- project(delta + step_size * g / |g|_inf)
+    with the gradient g of the symmetric divergence s(f(x), f(x + delta)).
 
     Attributes:
-        weight: Weight of the smoothness term (lambda_s).
-        proximal: Weight of the teacher term (mu); 0 needs no teacher.
         epsilon: Largest entry of a perturbation.
-        noise: Standard deviation of the start.
+        noise: Standard deviation of the start (sigma).
         step_size: Largest entry of a step (eta).
-        steps: Ascent steps.
+        steps: Steps (K).
     """
 
-    weight: float = 1.0
-    proximal: float = 1.0
     epsilon: float = 1e-5
     noise: float = 1e-5
     step_size: float = 1e-3
@@ -130,12 +122,9 @@ class SMART:
         Raises:
             ConfigError: Names the field, its value and its range.
         """
-        require_positive(self, "weight", "epsilon", "noise", "step_size", "steps")
-        require_positive(self, "proximal", zero=True)
+        require_positive(self, "epsilon", "noise", "step_size", "steps")
 
-    def perturbation(
-        self, problem: Problem, params: Tree, batch: Batch, key: jax.Array
-    ) -> jax.Array:
+    def __call__(self, problem: Problem, params: Tree, batch: Batch, key: jax.Array) -> jax.Array:
         """Finds the perturbation: float32 [rows, length, width], zero on padding."""
         segment_ids = batch["segment_ids"]
         clean = _outputs_of(problem, params, batch)
@@ -152,16 +141,39 @@ class SMART:
         delta, _ = jax.lax.scan(climb, start, None, length=self.steps)
         return jax.lax.stop_gradient(delta)
 
-    def __call__(
-        self,
-        problem: Problem,
-        params: Tree,
-        batch: Batch,
-        key: jax.Array,
-        teacher: Tree | None = None,
-    ) -> Result:
+
+@dataclass(frozen=True)
+class SMART:
+    """Smoothness-inducing regularisation and proximal point method (arXiv 1911.03437).
+
+    L + weight * max over |delta|_inf <= epsilon of s(f(x + delta), f(x)) + proximal * s(f(x), t(x))
+    with the symmetric divergence s and the mean teacher t (`update_teacher`). The public code
+    perturbs by 1 instead of `epsilon`, applies positions and LayerNorm twice, and has no proximal
+    term. Weights are the paper's; in bfloat16 a perturbation of 1e-5 is rounded away.
+
+    Attributes:
+        weight: Weight of the smoothness term (lambda_s).
+        proximal: Weight of the teacher term (mu); 0 needs no teacher.
+        ascent: How the perturbation is found.
+    """
+
+    weight: float = 1.0
+    proximal: float = 1.0
+    ascent: Ascent = Ascent()
+
+    def __post_init__(self) -> None:
+        """Refuses values outside of their range.
+
+        Raises:
+            ConfigError: Names the field, its value and its range.
+        """
+        require_positive(self, "weight")
+        require_positive(self, "proximal", zero=True)
+
+    def __call__(self, task: Task) -> Result:
         """See `Perturber`; `teacher` is read where `proximal` is not 0."""
-        delta = self.perturbation(problem, params, batch, key)
+        problem, params, batch, key, teacher = task
+        delta = self.ascent(problem, params, batch, key)
         held = None
         if self.proximal:
             held = _outputs_of(problem, require_teacher(teacher, "smart"), batch)
@@ -182,7 +194,7 @@ class SMART:
             **delta_statistics(problem, params, batch, delta),
         }
         if held is not None:
-            statistics["teacher"] = away
+            statistics["teacher_divergence"] = away
         return Result(value, gradient, statistics)
 
 
@@ -190,48 +202,19 @@ class SMART:
 class ALUM:
     """Adversarial training for large language models (arXiv 2004.08994), also in pretraining.
 
-    L + weight * s(f(x), f(x + delta)), s the symmetric divergence, found as in SMART.
+    L + weight * s(f(x), f(x + delta)), s the symmetric divergence: SMART without its teacher.
 
     Attributes:
         weight: Weight of the divergence (alpha): 10 in pretraining, 1 in fine-tuning.
-        epsilon: Largest entry of a perturbation.
-        noise: Standard deviation of the start (sigma).
-        step_size: Largest entry of a step (eta).
-        steps: Ascent steps (K).
+        ascent: How the perturbation is found.
     """
 
     weight: float = 1.0
-    epsilon: float = 1e-5
-    noise: float = 1e-5
-    step_size: float = 1e-3
-    steps: int = 1
+    ascent: Ascent = Ascent()
 
-    def __post_init__(self) -> None:
-        """Refuses values outside of their range.
-
-        Raises:
-            ConfigError: Names the field, its value and its range.
-        """
-        require_positive(self, "weight", "epsilon", "noise", "step_size", "steps")
-
-    def __call__(
-        self,
-        problem: Problem,
-        params: Tree,
-        batch: Batch,
-        key: jax.Array,
-        teacher: Tree | None = None,
-    ) -> Result:
+    def __call__(self, task: Task) -> Result:
         """See `Perturber`."""
-        smooth = SMART(
-            weight=self.weight,
-            proximal=0.0,
-            epsilon=self.epsilon,
-            noise=self.noise,
-            step_size=self.step_size,
-            steps=self.steps,
-        )
-        return smooth(problem, params, batch, key)
+        return SMART(weight=self.weight, proximal=0.0, ascent=self.ascent)(task)
 
 
 def _noise(problem: Problem, params: Tree, batch: Batch, key: jax.Array) -> jax.Array:

@@ -1,13 +1,11 @@
-from functools import partial
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from jaxrecipes.errors import ConfigError
-from jaxrecipes.train.perturb import FGM, PGD, Clean, FreeLB, KimKang, NEFTune
-from jaxrecipes.train.step import batch_loss
+from jaxrecipes.train.causal_loss import batch_loss
+from jaxrecipes.train.perturb import FGM, PGD, Clean, FreeLB, KimKang, NEFTune, Task
 from tests.tiny import tiny_config
 
 from .problems import PROBLEMS, apart, cut, decoder_problem, losses_of_texts, packed, toy_problem
@@ -16,7 +14,7 @@ KEY = jax.random.key(3)
 
 
 def run(method, problem, params, batch, key=KEY, teacher=None):
-    return jax.jit(partial(method, problem))(params, batch, key, teacher)
+    return jax.jit(lambda *rest: method(Task(problem, *rest)))(params, batch, key, teacher)
 
 
 def close(first, second, rtol=1e-4):
@@ -93,9 +91,9 @@ def test_a_relative_radius_follows_the_embeddings():
 @pytest.mark.parametrize(
     "options",
     [
-        {"start": 0.6, "radius": 0.5, "clean": False},
-        {"start": 0.3, "radius": 0.0, "clean": True},
-        {"start": 0.05, "radius": 0.12, "norm": "linf", "clean": True},
+        {"initial_magnitude": 0.6, "radius": 0.5, "clean": False},
+        {"initial_magnitude": 0.3, "radius": 0.0, "clean": True},
+        {"initial_magnitude": 0.05, "radius": 0.12, "norm": "linf", "clean": True},
     ],
 )
 @pytest.mark.parametrize(
@@ -108,7 +106,11 @@ def test_freelb_is_the_written_out_sum(make, tolerance, options):
     at = written_out(problem)
     delta = np.asarray(method.initial(problem, params, batch, KEY))
     for text in cut(delta, batch):
-        bound = method.start if method.norm == "linf" else method.start / np.sqrt(text.size)
+        bound = (
+            method.initial_magnitude
+            if method.norm == "linf"
+            else method.initial_magnitude / np.sqrt(text.size)
+        )
         assert 0 < np.abs(text).max() <= bound * (1 + 1e-6)
     losses, gradients = [], []
     if method.clean:
@@ -160,7 +162,7 @@ def test_attacks_stay_in_the_ball_spare_padding_and_raise_the_loss(kind):
     [
         (decoder_problem, PGD(epsilon=0.4, step_size=0.2)),
         (PROBLEMS["encoder"], PGD(epsilon=0.4, step_size=0.2)),
-        (decoder_problem, FreeLB(start=0.3, radius=0.5, step_size=0.2)),
+        (decoder_problem, FreeLB(initial_magnitude=0.3, radius=0.5, step_size=0.2)),
         (toy_problem, NEFTune(alpha=5.0)),
     ],
 )
@@ -185,7 +187,7 @@ def test_packed_texts_are_perturbed_as_if_each_were_alone(make, method):
 def test_kim_kang_trains_a_fresh_model_on_the_first_ones_perturbation():
     problem, params = toy_problem()
     first = jax.tree.map(lambda leaf: leaf * 1.1, params)
-    batch, method = packed(), KimKang(attack=PGD(steps=2), clean=0.5)
+    batch, method = packed(), KimKang(attack=PGD(steps=2), clean_weight=0.5)
     delta = method.attack.perturbation(problem, first, batch)
     at = written_out(problem)
     loss, (gradient, _) = at(params, np.asarray(delta), batch)
@@ -194,7 +196,7 @@ def test_kim_kang_trains_a_fresh_model_on_the_first_ones_perturbation():
     np.testing.assert_allclose(result.loss, loss + 0.5 * clean, rtol=1e-5)
     close(result.gradient, jax.tree.map(lambda a, b: a + 0.5 * b, gradient, clean_gradient), 5e-4)
     with pytest.raises(ConfigError, match="kim_kang needs the parameters of a teacher"):
-        method(problem, params, batch, KEY)
+        method(Task(problem, params, batch, KEY))
 
 
 def test_texts_without_a_loss_stay_where_they_are():

@@ -1,0 +1,53 @@
+"""An arm's perturbation, out of its config."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict
+from typing import Any
+
+from jaxrecipes.config import Config
+from jaxrecipes.config.perturb import NOT_OPTIONS
+from jaxrecipes.train.perturb.options import build_method, teacher_kind
+from jaxrecipes.train.perturb.schedule import UNPERTURBED, Perturbation
+
+
+def make_perturbation(config: Config, steps: int) -> Perturbation:
+    """Translates the section `train.perturb`.
+
+    Args:
+        config: The arm's config.
+        steps: Length of the run.
+
+    Returns:
+        The perturbation; `UNPERTURBED` where the config has none.
+
+    Raises:
+        ConfigError: An option is out of its range.
+    """
+    section = config.train.perturb
+    if section is None or section.method == "none":
+        return UNPERTURBED
+    options = section.model_dump(exclude=NOT_OPTIONS, exclude_none=True)
+    method = build_method(section.method, options)
+    clean_steps = min(math.ceil(section.warmup * steps), steps - 1)
+    return Perturbation(method, config.seed, clean_steps, steps, teacher_kind(method))
+
+
+def describe_perturbation(config: Config, steps: int) -> dict[str, Any] | None:
+    """Describes an arm's perturbation, with every option of its method.
+
+    Returns:
+        JSON values for the summary; None where embeddings are clean.
+    """
+    section = config.train.perturb
+    if section is None or section.method == "none":
+        return None
+    perturbation = make_perturbation(config, steps)
+    method: Any = perturbation.method
+    return {
+        "method": section.method,
+        "options": asdict(method),
+        "clean_steps": perturbation.clean_steps,
+        "teacher": section.teacher or perturbation.teacher,
+    }
