@@ -13,6 +13,8 @@ from jaxrecipes.config import Config, expand_arms, load_config
 from jaxrecipes.config.problems import section_types
 from jaxrecipes.config.recipe_options import RECIPE_SECTIONS, RecipeName
 from jaxrecipes.config.section import Section
+from jaxrecipes.experiment.base_model import peek_model_config
+from jaxrecipes.experiment.run import check_arms
 from jaxrecipes.recipes import RECIPES
 from jaxrecipes.shipped_configs import shipped_config, shipped_folder
 
@@ -95,7 +97,11 @@ def test_a_run_reads_every_key_of_the_schema(tmp_path, monkeypatch):
         "{recipe: strided_freeze, strided_freeze: {blocks: 2}}, "
         "{recipe: lora, lora: {rank: 2, targets: [q_proj]}}]"
     )
-    short = ["train.steps=2", "evaluate.points=1", "evaluate.limit_items=2", arms]
+    # Options of recipes are read where a recipe is applied, which every run does before it trains.
+    check_arms(
+        expand_arms(load_config(Path(tiny), [arms])), peek_model_config("random:tiny-llama", None)
+    )
+    short = ["train.steps=2", "evaluate.points=1", "evaluate.limit_items=2", "compare=[]"]
     without = ["evaluate.points=1", "evaluate.choices=null", "evaluate.last_words=null"]
     by_epochs = ["train.steps=null", "train.epochs=0.004", *without]
     assert main(["run", tiny, *short, f"output={tmp_path / 'own'}"]) == 0

@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import numpy as np
+import pytest
 
 from jaxrecipes.models.config import FULL_ATTENTION, SLIDING_ATTENTION, ModelConfig, RopeConfig
 from jaxrecipes.models.decoder import init_params
@@ -18,6 +19,11 @@ from jaxrecipes.train.state import create_state
 from jaxrecipes.train.step import make_train_step
 
 KINDS = ("llama", "untied", "biased", "sandwich", "sliding")
+# For tests that compile long: the plainest and the one with most features; the others are `long`.
+TWO_KINDS = [
+    kind if kind in ("llama", "sandwich") else pytest.param(kind, marks=pytest.mark.long)
+    for kind in KINDS
+]
 
 
 def tiny_config(kind: str = "llama", num_layers: int = 4, **changes: Any) -> ModelConfig:

@@ -117,7 +117,7 @@ def test_sigkill_at_any_moment(
     ("number", "code", "moment"),
     [
         (signal.SIGTERM, 75, "in training"),
-        (signal.SIGINT, 130, "before training"),
+        pytest.param(signal.SIGINT, 130, "before training", marks=pytest.mark.long),
         pytest.param(signal.SIGTERM, 75, "before training", marks=pytest.mark.long),
         pytest.param(signal.SIGINT, 130, "in training", marks=pytest.mark.long),
     ],

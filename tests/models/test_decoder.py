@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from jaxrecipes.models.decoder import abstract_params, hidden_states, init_params, logits
-from tests.tiny import KINDS, tiny_config
+from tests.tiny import KINDS, TWO_KINDS, tiny_config
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -16,7 +16,7 @@ def test_the_abstract_tree_is_that_of_initialisation(kind):
     assert list(abstract_params(config)["layers"]) == [str(index) for index in range(5)]
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", TWO_KINDS)
 def test_documents_of_a_packed_row_do_not_see_each_other(kind):
     config = tiny_config(kind)
     params = init_params(config, jax.random.key(1))

@@ -85,7 +85,7 @@ def test_pieces_come_back_in_order_also_where_a_worker_dies(cluster, tmp_path, k
 
 
 @needs_ray
-@pytest.mark.slow
+@pytest.mark.long
 def test_errors_of_ours_arrive_as_they_were_raised(cluster, tmp_path):
     with pytest.raises(DataError, match="piece 1 cannot be squared"):
         RayExecutor().run(Work("squares", 3, Squares(tmp_path, fails_at=1)))
@@ -113,7 +113,7 @@ class Given:
 
 
 @needs_ray
-@pytest.mark.slow
+@pytest.mark.long
 def test_accelerators_go_to_the_stages_that_they_make_faster(cluster):
     executor = RayExecutor(cpus=0.5, tpus=4)
     (found,) = executor.run(Work("embed", 1, Given(), accelerator=True, keeps=True))

@@ -28,7 +28,7 @@ def test_the_section_has_the_options_of_adapters_and_their_defaults() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("init", ["kaiming", "pissa"])
+@pytest.mark.parametrize("init", ["kaiming", pytest.param("pissa", marks=pytest.mark.long)])
 def test_a_run_gives_an_adapter_and_the_merged_model(
     tmp_path: Path,
     init: str,

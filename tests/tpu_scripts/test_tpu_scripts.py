@@ -29,7 +29,7 @@ def bats() -> str:
 
 @pytest.mark.parametrize(
     "name",
-    ["settings", "slice", "run", pytest.param("watch", marks=pytest.mark.slow)],
+    ["settings", "slice", "run", pytest.param("watch", marks=pytest.mark.long)],
 )
 def test_bats(name: str) -> None:
     result = subprocess.run(

@@ -16,7 +16,13 @@ from jaxrecipes.train.optimizer import (
 from tests.tiny import packed_batch, tiny_config, tiny_params, trainer
 
 
-@pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.parametrize(
+    "name",
+    [
+        name if name in ("adamw", "muon") else pytest.param(name, marks=pytest.mark.long)
+        for name in OPTIMIZERS
+    ],
+)
 def test_an_update_does_not_depend_on_how_layers_are_stacked(name):
     config = tiny_config(num_layers=6)
     params, batch = tiny_params(config), packed_batch(config)
