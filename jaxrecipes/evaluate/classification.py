@@ -138,7 +138,10 @@ def paired_difference(
         arms.append([_checked(row, labels) for row in arm])
 
     def difference(weights: np.ndarray | None) -> np.ndarray:
-        means = [np.mean([_scores(*pair, score, weights) for pair in arm], axis=0) for arm in arms]
+        means = [
+            np.mean([_scores(found, truth, score, weights) for found, truth in arm], axis=0)
+            for arm in arms
+        ]
         return means[0] - means[1]
 
     value = float(difference(None)[0])
