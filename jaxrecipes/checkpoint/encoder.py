@@ -18,12 +18,18 @@ from jaxrecipes.checkpoint.encoder_config import parse_encoder_config
 from jaxrecipes.checkpoint.encoder_names import (
     ENCODER_BUFFERS,
     UNUSED_HEADS,
+    EncoderTensor,
     encoder_tensors,
     plain_names,
 )
 from jaxrecipes.checkpoint.reference import resolve_reference
 from jaxrecipes.checkpoint.sentence_folder import read_sentence_settings
-from jaxrecipes.checkpoint.tensor_files import open_tensor_files, refuse_non_finite, shorten
+from jaxrecipes.checkpoint.tensor_files import (
+    StoredTensor,
+    open_tensor_files,
+    refuse_non_finite,
+    shorten,
+)
 from jaxrecipes.checkpoint.tokenizer import load_tokenizer, tokenizer_fingerprint
 from jaxrecipes.errors import CheckpointError
 from jaxrecipes.models.encoder_config import EncoderConfig
@@ -155,22 +161,40 @@ def _read_params(
         )
     leaves: dict[str, jax.Array] = {}
     for path, row in rows.items():
-        tensor = tensors[row.huggingface]
-        if tensor.shape != row.stored_shape:
-            raise CheckpointError(
-                f"{folder}: tensor {tensor.name} has shape {list(tensor.shape)}; its config asks "
-                f"for {list(row.stored_shape)}"
-            )
-        array = tensor.read()
-        target = tensor.dtype if dtype is None else np.dtype(dtype)
-        with np.errstate(over="ignore"):  # refused below, by name
-            array = np.ascontiguousarray(array.T if row.transposed else array, dtype=target)
-        if target.itemsize < tensor.dtype.itemsize:
-            refuse_non_finite(array, f"tensor {tensor.name}, cast to {target.name},")
-        digest.update(f"{path} {target.name} {array.shape}".encode())
+        array = read_leaf(folder, tensors[row.huggingface], row, dtype)
+        digest.update(f"{path} {array.dtype.name} {array.shape}".encode())
         digest.update(array.view(np.uint8).data)
         leaves[path] = jnp.asarray(array)
     return unflatten(leaves), tuple(tensors[name].name for name in unused)
+
+
+def read_leaf(folder: Path, tensor: StoredTensor, row: EncoderTensor, dtype: Any) -> np.ndarray:
+    """Reads one tensor as a canonical leaf.
+
+    Args:
+        folder: The checkpoint's, for messages.
+        tensor: Where it is.
+        row: What it should be.
+        dtype: dtype of the leaf; None keeps the stored one.
+
+    Returns:
+        An array of `row.shape`.
+
+    Raises:
+        CheckpointError: It has another shape, holds NaN or infinity, or overflows in `dtype`.
+    """
+    if tensor.shape != row.stored_shape:
+        raise CheckpointError(
+            f"{folder}: tensor {tensor.name} has shape {list(tensor.shape)}; its config asks "
+            f"for {list(row.stored_shape)}"
+        )
+    array = tensor.read()
+    target = tensor.dtype if dtype is None else np.dtype(dtype)
+    with np.errstate(over="ignore"):  # refused below, by name
+        array = np.ascontiguousarray(array.T if row.transposed else array, dtype=target)
+    if target.itemsize < tensor.dtype.itemsize:
+        refuse_non_finite(array, f"tensor {tensor.name}, cast to {target.name},")
+    return array
 
 
 def _lower_case_first(tokenizer: PreTrainedTokenizerFast) -> None:

@@ -38,14 +38,16 @@ class EncoderTensor:
         return self.shape[::-1] if self.transposed else self.shape
 
 
-def _linear(canonical: str, huggingface: str) -> tuple[EncoderTensor, EncoderTensor]:
+def linear_rows(canonical: str, huggingface: str) -> tuple[EncoderTensor, EncoderTensor]:
+    """Returns the kernel and the bias of a linear layer."""
     return (
         EncoderTensor(f"{canonical}/kernel", f"{huggingface}.weight", True),
         EncoderTensor(f"{canonical}/bias", f"{huggingface}.bias"),
     )
 
 
-def _norm(canonical: str, huggingface: str) -> tuple[EncoderTensor, EncoderTensor]:
+def norm_rows(canonical: str, huggingface: str) -> tuple[EncoderTensor, EncoderTensor]:
+    """Returns the scale and the bias of a LayerNorm."""
     return (
         EncoderTensor(f"{canonical}/scale", f"{huggingface}.weight"),
         EncoderTensor(f"{canonical}/bias", f"{huggingface}.bias"),
@@ -57,22 +59,25 @@ _ROWS = (
     EncoderTensor("embedding/token/table", "embeddings.word_embeddings.weight"),
     EncoderTensor("embedding/position/table", "embeddings.position_embeddings.weight"),
     EncoderTensor("embedding/type/table", "embeddings.token_type_embeddings.weight"),
-    *_norm("embedding_norm", "embeddings.LayerNorm"),
-    *_linear("layers/#/attention/query", "encoder.layer.#.attention.self.query"),
-    *_linear("layers/#/attention/key", "encoder.layer.#.attention.self.key"),
-    *_linear("layers/#/attention/value", "encoder.layer.#.attention.self.value"),
-    *_linear("layers/#/attention/output", "encoder.layer.#.attention.output.dense"),
-    *_norm("layers/#/attention_norm", "encoder.layer.#.attention.output.LayerNorm"),
-    *_linear("layers/#/mlp/up", "encoder.layer.#.intermediate.dense"),
-    *_linear("layers/#/mlp/down", "encoder.layer.#.output.dense"),
-    *_norm("layers/#/mlp_norm", "encoder.layer.#.output.LayerNorm"),
+    *norm_rows("embedding_norm", "embeddings.LayerNorm"),
+    *linear_rows("layers/#/attention/query", "encoder.layer.#.attention.self.query"),
+    *linear_rows("layers/#/attention/key", "encoder.layer.#.attention.self.key"),
+    *linear_rows("layers/#/attention/value", "encoder.layer.#.attention.self.value"),
+    *linear_rows("layers/#/attention/output", "encoder.layer.#.attention.output.dense"),
+    *norm_rows("layers/#/attention_norm", "encoder.layer.#.attention.output.LayerNorm"),
+    *linear_rows("layers/#/mlp/up", "encoder.layer.#.intermediate.dense"),
+    *linear_rows("layers/#/mlp/down", "encoder.layer.#.output.dense"),
+    *norm_rows("layers/#/mlp_norm", "encoder.layer.#.output.LayerNorm"),
 )
 
 # Integer buffers that old checkpoints carry and that follow from the configuration.
 ENCODER_BUFFERS = re.compile(r"((bert|roberta)\.)?embeddings\.(position_ids|token_type_ids)")
-# The pooler, and the heads for masked language modelling and next-sentence prediction: hidden
-# states do not depend on them.
-UNUSED_HEADS = re.compile(r"pooler\.dense\.(weight|bias)|cls\..+|lm_head\..+")
+# The pooler, and the heads for masked language modelling, next-sentence prediction and
+# classification: hidden states do not depend on them. See `encoder_heads`.
+UNUSED_HEADS = re.compile(
+    r"pooler\.dense\.(weight|bias)|cls\..+|lm_head\..+"
+    r"|classifier\.((dense|out_proj)\.)?(weight|bias)"
+)
 _PREFIX = re.compile(r"(bert|roberta)\.")
 
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +18,7 @@ from safetensors.numpy import save_file
 
 from jaxrecipes.checkpoint.import_model import import_checkpoint
 from jaxrecipes.checkpoint.model_config_write import huggingface_config, write_model_config
-from jaxrecipes.checkpoint.names import TensorName, tensor_names
+from jaxrecipes.checkpoint.names import tensor_names
 from jaxrecipes.checkpoint.tensor_files import INDEX_FILE, SINGLE_FILE, refuse_non_finite, shorten
 from jaxrecipes.checkpoint.tokenizer import GENERATION_FILE, copy_tokenizer, write_chat_template
 from jaxrecipes.durable import replace_folder, synchronise
@@ -28,6 +29,25 @@ from jaxrecipes.params.paths import Tree, flatten
 
 _DTYPES = ("float32", "bfloat16", "float16")
 _PROBE_ROWS, _PROBE_LENGTH = 2, 16
+
+
+class TensorRow(Protocol):
+    """What writing needs to know of a tensor: its name, its form, and the leaf's shape."""
+
+    @property
+    def huggingface(self) -> str:
+        """Name in the files."""
+        ...
+
+    @property
+    def transposed(self) -> bool:
+        """The files hold the transposed matrix."""
+        ...
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of the canonical leaf."""
+        ...
 
 
 def export_checkpoint(
@@ -72,8 +92,36 @@ def export_checkpoint(
     folder = Path(folder).absolute()
     rows = tensor_names(config)
     leaves = flatten(params)
-    _refuse_wrong_leaves(rows, leaves)
+    refuse_wrong_leaves(rows, leaves)
     values = huggingface_config(config, hf_config)
+    with new_folder(folder) as partial:
+        write_weights(partial, rows, leaves, dtype, max_shard_bytes)
+        write_model_config(config, partial, values, dtype=dtype_name(leaves, dtype))
+        (partial / "README.md").write_text(model_card, encoding="utf-8")
+        if tokenizer_source is not None:
+            copy_tokenizer(tokenizer_source, partial)
+        if chat_template is not None:
+            write_chat_template(chat_template, partial)
+        if not (partial / GENERATION_FILE).exists():
+            _write_generation_settings(partial, values)
+        if verify:
+            _compare(partial, config, params, dtype)
+    return folder
+
+
+@contextmanager
+def new_folder(folder: Path) -> Iterator[Path]:
+    """Gives a hidden folder to write to, which is flushed and becomes `folder` at the end.
+
+    Args:
+        folder: Absolute path; absent, empty, or an earlier checkpoint, which is replaced.
+
+    Yields:
+        The folder to write to; it is gone afterwards, also after an error.
+
+    Raises:
+        CheckpointError: `folder` holds something else, or the disk is full or not writable.
+    """
     if folder.exists() and (
         not folder.is_dir() or (any(folder.iterdir()) and not (folder / "config.json").exists())
     ):
@@ -85,17 +133,7 @@ def export_checkpoint(
         if partial.exists():
             shutil.rmtree(partial)  # left by an export that was killed
         partial.mkdir(parents=True)
-        _write_weights(partial, rows, leaves, dtype, max_shard_bytes)
-        write_model_config(config, partial, values, dtype=_dtype_name(leaves, dtype))
-        (partial / "README.md").write_text(model_card, encoding="utf-8")
-        if tokenizer_source is not None:
-            copy_tokenizer(tokenizer_source, partial)
-        if chat_template is not None:
-            write_chat_template(chat_template, partial)
-        if not (partial / GENERATION_FILE).exists():
-            _write_generation_settings(partial, values)
-        if verify:
-            _compare(partial, config, params, dtype)
+        yield partial
         for path in [*partial.rglob("*"), partial]:
             synchronise(path)
         replace_folder(partial, folder)
@@ -106,10 +144,18 @@ def export_checkpoint(
         ) from None
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-    return folder
 
 
-def _refuse_wrong_leaves(rows: Mapping[str, TensorName], leaves: Mapping[str, Any]) -> None:
+def refuse_wrong_leaves(rows: Mapping[str, TensorRow], leaves: Mapping[str, Any]) -> None:
+    """Refuses parameters that are not those of a table of tensors.
+
+    Args:
+        rows: Canonical path -> tensor.
+        leaves: Canonical path -> leaf.
+
+    Raises:
+        CheckpointError: Names what is missing, not expected, of another shape, or on other hosts.
+    """
     missing = sorted(set(rows) - set(leaves))
     spare = sorted(set(leaves) - set(rows))
     if missing or spare:
@@ -133,13 +179,26 @@ def _refuse_wrong_leaves(rows: Mapping[str, TensorName], leaves: Mapping[str, An
             )
 
 
-def _write_weights(
+def write_weights(
     folder: Path,
-    rows: Mapping[str, TensorName],
+    rows: Mapping[str, TensorRow],
     leaves: Mapping[str, Any],
     dtype: Any,
     max_shard_bytes: int,
 ) -> None:
+    """Writes safetensors files, with an index where there are several.
+
+    Args:
+        folder: An existing folder.
+        rows: Canonical path -> tensor.
+        leaves: Canonical path -> leaf.
+        dtype: dtype of the written weights; None keeps each leaf's.
+        max_shard_bytes: Weights beyond this go into another file.
+
+    Raises:
+        CheckpointError: A leaf holds NaN or infinity, or a file cannot be written.
+    """
+
     def size(path: str) -> int:
         kind = np.dtype(leaves[path].dtype if dtype is None else dtype)
         return leaves[path].size * kind.itemsize
@@ -176,13 +235,18 @@ def _write_weights(
         (folder / INDEX_FILE).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
 
 
-def _stored(path: str, row: TensorName, leaf: Any, dtype: Any) -> np.ndarray:
+def _stored(path: str, row: TensorRow, leaf: Any, dtype: Any) -> np.ndarray:
     array = np.asarray(leaf if dtype is None else leaf.astype(dtype))
     refuse_non_finite(array, f"parameter {path}")
     return np.ascontiguousarray(array.T if row.transposed else array)
 
 
-def _dtype_name(leaves: Mapping[str, Any], dtype: Any) -> str:
+def dtype_name(leaves: Mapping[str, Any], dtype: Any) -> str:
+    """Returns the dtype that `config.json` should name.
+
+    Raises:
+        CheckpointError: Weights of this dtype cannot be exported.
+    """
     # Where leaves differ, transformers must load with the widest to lose nothing.
     kinds = {np.dtype(leaf.dtype) for leaf in leaves.values()} if dtype is None else {dtype}
     name = np.dtype(jnp.result_type(*kinds)).name

@@ -12,8 +12,8 @@ The canonical tree, with every kernel as [inputs, outputs]::
     layers/<i>/mlp/down/kernel                            [intermediate_size, hidden_size]  and bias
     layers/<i>/mlp_norm/{scale,bias}                      [hidden_size]
 
-The run-time tree (`stack_encoder_layers`) has `layers/<the same paths>` with one more axis in
-front, over the layers.
+A run-time layout (`jaxrecipes.params.layout`) has `segments` in place of `layers`. Heads
+(`jaxrecipes.models.heads`) stand beside these leaves in the same tree.
 """
 
 from __future__ import annotations
@@ -25,9 +25,11 @@ import jax
 import jax.numpy as jnp
 
 from jaxrecipes.models.attention import Places
+from jaxrecipes.models.dropout import NO_DROPOUT, Dropout
 from jaxrecipes.models.encoder_config import EncoderConfig
 from jaxrecipes.models.encoder_layers import EncoderBlock, LayerNorm
 from jaxrecipes.models.execution import ONE_DEVICE, Execution
+from jaxrecipes.models.stacking import Layout, RematPolicy, Segment, string_layers
 from jaxrecipes.sharding.rules import constrain
 
 Tree = dict[str, Any]
@@ -79,17 +81,9 @@ def abstract_encoder_params(config: EncoderConfig, dtype: Any = jnp.float32) -> 
     return params
 
 
-def stack_encoder_layers(params: Tree) -> Tree:
-    """Stacks the layers of a canonical tree, once, for programs that run many times.
-
-    Args:
-        params: Canonical tree.
-
-    Returns:
-        The run-time tree: the leaves of `layers` are [num_layers, ...].
-    """
-    layers = [params["layers"][str(index)] for index in range(len(params["layers"]))]
-    return {**params, "layers": jax.tree.map(lambda *leaves: jnp.stack(leaves), *layers)}
+def encoder_layout(config: EncoderConfig) -> Layout:
+    """Returns the layout with all layers in one scan: programs do not grow with the depth."""
+    return Layout((Segment(0, (config.num_layers,), 1),))
 
 
 def encode(
@@ -99,22 +93,32 @@ def encode(
     segment_ids: jax.Array,
     positions: jax.Array,
     *,
+    type_ids: jax.Array | None = None,
+    dropout: Dropout = NO_DROPOUT,
     compute_dtype: Any = jnp.float32,
+    layout: Layout | None = None,
+    remat: RematPolicy = "none",
     execution: Execution = ONE_DEVICE,
 ) -> jax.Array:
     """Computes the hidden states of the last layer.
 
     A row can hold several texts, one a segment: a token sees all of its own segment and nothing
-    else. The layers are one scan, so that the program does not grow with the depth.
+    else.
 
     Args:
         config: The model.
-        params: Canonical or run-time tree.
+        params: Canonical tree, or the runtime tree of `layout`.
         token_ids: int32 [batch, length], special tokens included.
         segment_ids: int32 [batch, length]: 1, 2, ... for the texts of a row, 0 is padding.
         positions: int32 [batch, length], position of each token in its text, below
             `config.max_tokens`.
+        type_ids: int32 [batch, length], rows of the type table: BERT tells the second text of a
+            pair from the first. None for zeros.
+        dropout: Of the embeddings after their norm and of what each part of a layer adds; the
+            attention weights are never dropped.
         compute_dtype: dtype of activations and products.
+        layout: The layout of `params`; None for the canonical tree.
+        remat: What layers keep for the backward pass, see `stacking.rematerialise`.
         execution: Devices. The attention backend is always the reference: the kernels of
             `models.attention_backends` are causal.
 
@@ -127,7 +131,11 @@ def encode(
         params["embedding"]["token"]["table"][token_ids],
         segment_ids,
         positions,
+        type_ids=type_ids,
+        dropout=dropout,
         compute_dtype=compute_dtype,
+        layout=layout,
+        remat=remat,
         execution=execution,
     )
 
@@ -139,37 +147,55 @@ def encode_embeddings(
     segment_ids: jax.Array,
     positions: jax.Array,
     *,
+    type_ids: jax.Array | None = None,
+    dropout: Dropout = NO_DROPOUT,
     compute_dtype: Any = jnp.float32,
+    layout: Layout | None = None,
+    remat: RematPolicy = "none",
     execution: Execution = ONE_DEVICE,
 ) -> jax.Array:
     """Does what `encode` does from given word embeddings: perturbed ones, for instance.
 
     Args:
         config: The model.
-        params: Canonical or run-time tree.
+        params: Canonical tree, or the runtime tree of `layout`.
         embeddings: Float [batch, length, hidden_size], rows of the token table: before positions,
             types and LayerNorm, which are added here, once.
         segment_ids: As in `encode`, like everything that follows.
         positions: int32 [batch, length].
+        type_ids: int32 [batch, length] or None.
+        dropout: See `encode`.
         compute_dtype: dtype of activations and products.
+        layout: The layout of `params`.
+        remat: See `encode`.
         execution: Devices.
 
     Returns:
         compute_dtype [batch, length, hidden_size].
     """
-    if "0" in params["layers"]:
-        params = stack_encoder_layers(params)
     tables = params["embedding"]
     embedded = embeddings.astype(jnp.float32)
     embedded += tables["position"]["table"][positions + config.position_offset]
-    embedded += tables["type"]["table"][0]
+    embedded += tables["type"]["table"][0 if type_ids is None else type_ids]
     states = LayerNorm(config.norm_epsilon).apply({"params": params["embedding_norm"]}, embedded)
     assert isinstance(states, jax.Array)
-    states = constrain(states.astype(compute_dtype), "hidden_states", execution.mesh)
+    states = dropout(states.astype(compute_dtype), "embeddings")
+    states = constrain(states, "hidden_states", execution.mesh)
     block = EncoderBlock(config, execution)
     places = Places.of_rows(segment_ids, positions)
 
-    def layer(states: jax.Array, parameters: Tree) -> tuple[Any, None]:
-        return block.apply({"params": parameters}, states, places), None
+    def layer(carry: tuple[jax.Array, jax.Array], parameters: Tree) -> tuple[Any, jax.Array]:
+        # The layer's number goes along, since the layers of a scan share one function.
+        states, number = carry
+        here = dropout.at_layer(number)
+        return block.apply({"params": parameters}, states, places, here), number + 1
 
-    return jax.lax.scan(layer, states, params["layers"])[0]
+    states, _ = string_layers(
+        lambda _: layer,
+        params,
+        (states, jnp.zeros((), jnp.int32)),
+        num_layers=config.num_layers,
+        layout=layout,
+        remat=remat,
+    )
+    return states

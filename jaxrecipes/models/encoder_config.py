@@ -87,6 +87,11 @@ class EncoderConfig:
         return self.hidden_size // self.num_heads
 
     @property
+    def layer_types(self) -> tuple[str, ...]:
+        """The kind of each layer, as `params.layout.plan_layout` asks for it: all are alike."""
+        return ("bidirectional",) * self.num_layers
+
+    @property
     def max_tokens(self) -> int:
         """Longest input, in tokens with the special ones: 512 for BERT, 8192 for BGE-M3."""
         return self.max_position_embeddings - self.position_offset

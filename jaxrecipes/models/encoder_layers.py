@@ -15,6 +15,7 @@ import jax.numpy as jnp
 
 from jaxrecipes.models.attention import Places, attention
 from jaxrecipes.models.dense import Dense
+from jaxrecipes.models.dropout import NO_DROPOUT, Dropout
 from jaxrecipes.models.encoder_config import EncoderConfig
 from jaxrecipes.models.execution import ONE_DEVICE, Execution
 from jaxrecipes.sharding.rules import constrain
@@ -24,7 +25,7 @@ from jaxrecipes.sharding.rules import constrain
 # between the two sizes the row is answered as a whole.
 QUERY_BLOCK, SMALLEST_QUERY_BLOCK = 512, 32
 
-_ACTIVATIONS: Mapping[str, Callable[[jax.Array], jax.Array]] = {
+ACTIVATIONS: Mapping[str, Callable[[jax.Array], jax.Array]] = {
     "gelu": lambda values: nn.gelu(values, approximate=False),
     "gelu_tanh": lambda values: nn.gelu(values, approximate=True),
     "relu": nn.relu,
@@ -133,7 +134,7 @@ class EncoderMLP(nn.Module):
         """Maps [batch, length, hidden_size] to the same shape."""
         config = self.config
         up = Dense(config.intermediate_size, True, inputs.dtype, name="up")(inputs)
-        activated = _ACTIVATIONS[config.activation](constrain(up, "mlp", self.execution.mesh))
+        activated = ACTIVATIONS[config.activation](constrain(up, "mlp", self.execution.mesh))
         return Dense(config.hidden_size, True, inputs.dtype, name="down")(activated)
 
 
@@ -149,20 +150,25 @@ class EncoderBlock(nn.Module):
     execution: Execution = ONE_DEVICE
 
     @nn.compact
-    def __call__(self, hidden_states: jax.Array, places: Places) -> jax.Array:
+    def __call__(
+        self, hidden_states: jax.Array, places: Places, dropout: Dropout = NO_DROPOUT
+    ) -> jax.Array:
         """Applies attention and the feed-forward layer.
 
         Args:
             hidden_states: [batch, length, hidden_size].
             places: Segments and positions of the tokens.
+            dropout: Of what attention and the feed-forward layer add to the residual stream.
 
         Returns:
             [batch, length, hidden_size].
         """
         config, execution = self.config, self.execution
         mixed = EncoderAttention(config, execution, name="attention")(hidden_states, places)
+        mixed = dropout(mixed, "attention")
         hidden_states = LayerNorm(config.norm_epsilon, name="attention_norm")(hidden_states + mixed)
         hidden_states = constrain(hidden_states, "hidden_states", execution.mesh)
         changed = EncoderMLP(config, execution, name="mlp")(hidden_states)
+        changed = dropout(changed, "mlp")
         hidden_states = LayerNorm(config.norm_epsilon, name="mlp_norm")(hidden_states + changed)
         return constrain(hidden_states, "hidden_states", execution.mesh)

@@ -180,7 +180,7 @@ def apply_layers(
         [batch, length, hidden_size].
     """
 
-    def layer(index: int, *, in_scan: bool) -> Callable[[jax.Array, Tree], jax.Array]:
+    def layer(index: int) -> Callable[[jax.Array, Tree], jax.Array]:
         block = Block(config, config.window(index), execution)
         tokens = tokens_of(index)
 
@@ -189,19 +189,51 @@ def apply_layers(
             parameters = gather_layer(parameters, states.dtype, execution.mesh)
             return block.apply({"params": parameters}, states, tokens)[0]
 
-        return rematerialise(apply, remat, in_scan=in_scan)
+        return apply
+
+    return string_layers(
+        layer, params, hidden_states, num_layers=config.num_layers, layout=layout, remat=remat
+    )
+
+
+def string_layers(
+    layer_of: Callable[[int], Callable[[Any, Tree], Any]],
+    params: Tree,
+    states: Any,
+    *,
+    num_layers: int,
+    layout: Layout | None,
+    remat: RematPolicy,
+) -> Any:
+    """Runs the layers of any model one after the other, in the canonical or in a runtime layout.
+
+    Args:
+        layer_of: Gives a layer's index its function from states and parameters to states. Layers of
+            one run share the function of the first.
+        params: See `apply_layers`.
+        states: What goes from layer to layer: a tree of arrays of fixed shapes.
+        num_layers: Number of layers.
+        layout: How the layers are stacked; None for the canonical tree.
+        remat: See `apply_layers`.
+
+    Returns:
+        The states after the last layer.
+    """
+
+    def layer(index: int, *, in_scan: bool) -> Callable[[Any, Tree], Any]:
+        return rematerialise(layer_of(index), remat, in_scan=in_scan)
 
     # The layers of a group that is computed again keep their inputs while they are.
     by_group, remat = remat == "groups", "full" if remat == "groups" else remat
     if layout is None:
-        for index in range(config.num_layers):
-            hidden_states = layer(index, in_scan=False)(hidden_states, params["layers"][str(index)])
-        return hidden_states
+        for index in range(num_layers):
+            states = layer(index, in_scan=False)(states, params["layers"][str(index)])
+        return states
 
     for number, segment in enumerate(layout.segments):
         stacks = params["segments"][str(number)]
 
-        def one_repeat(states: jax.Array, stacks: Tree, segment: Segment = segment) -> jax.Array:
+        def one_repeat(states: Any, stacks: Tree, segment: Segment = segment) -> Any:
             for run, length in enumerate(segment.runs):
                 scanned = length > 1 or segment.repeats > 1
                 function = layer(segment.run_layers(run)[0][0], in_scan=scanned)
@@ -215,16 +247,16 @@ def apply_layers(
             return states
 
         if segment.repeats == 1:
-            hidden_states = one_repeat(hidden_states, stacks)
+            states = one_repeat(states, stacks)
         elif by_group:
-            hidden_states = _scan(_keep_input(one_repeat), hidden_states, stacks)
+            states = _scan(_keep_input(one_repeat), states, stacks)
         else:
-            hidden_states = _scan(one_repeat, hidden_states, stacks)
-    return hidden_states
+            states = _scan(one_repeat, states, stacks)
+    return states
 
 
-def _scan(function: Callable, hidden_states: jax.Array, stack: Tree) -> jax.Array:
-    return jax.lax.scan(lambda carry, one: (function(carry, one), None), hidden_states, stack)[0]
+def _scan(function: Callable, states: Any, stack: Tree) -> Any:
+    return jax.lax.scan(lambda carry, one: (function(carry, one), None), states, stack)[0]
 
 
 def _keep_input(function: Callable) -> Callable:
@@ -233,13 +265,11 @@ def _keep_input(function: Callable) -> Callable:
     return jax.checkpoint(function, policy=policy, prevent_cse=False)
 
 
-def _scan_groups(
-    function: Callable, hidden_states: jax.Array, stack: Tree, length: int
-) -> jax.Array:
+def _scan_groups(function: Callable, states: Any, stack: Tree, length: int) -> Any:
     """Runs equal layers in groups, about as many as a group has layers, that keep their input.
 
     Of n layers about 2 sqrt(n) inputs exist at one time (arXiv 1604.06174, section 4.2).
     """
     size = max(size for size in range(1, math.isqrt(length) + 1) if length % size == 0)
     groups = jax.tree.map(lambda leaf: leaf.reshape(length // size, size, *leaf.shape[1:]), stack)
-    return _scan(_keep_input(partial(_scan, function)), hidden_states, groups)
+    return _scan(_keep_input(partial(_scan, function)), states, groups)

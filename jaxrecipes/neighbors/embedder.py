@@ -16,11 +16,12 @@ from tokenizers import Tokenizer
 
 from jaxrecipes.checkpoint.encoder import ImportedEncoder
 from jaxrecipes.errors import ConfigError
-from jaxrecipes.models.encoder import encode, stack_encoder_layers
+from jaxrecipes.models.encoder import encode, encoder_layout
 from jaxrecipes.models.encoder_config import EncoderConfig
 from jaxrecipes.models.execution import Execution
 from jaxrecipes.models.pooling import PoolingMode, normalize, pool
 from jaxrecipes.neighbors.batches import Batch, plan_batches
+from jaxrecipes.params.layout import to_runtime
 from jaxrecipes.sharding.mesh import BATCH_AXES, MeshShape, make_mesh
 
 # Tokens of a batch for each device. On a CPU a batch's activations should stay in the cache (2048
@@ -142,6 +143,7 @@ def _embed_rows(
         segment_ids,
         place * segment_ids,
         compute_dtype=compute_dtype,
+        layout=encoder_layout(config),
         execution=execution,
     )
     return normalize(pool(states, segment_ids, pooling)[:, 0])
@@ -226,7 +228,7 @@ def make_embedder(encoder: ImportedEncoder, options: EmbedOptions) -> Embedder:
     dtype = jnp.dtype(options.compute_dtype)
     mesh = None if len(devices) == 1 else make_mesh(MeshShape(data=len(devices)), devices)
     placement = devices[0] if mesh is None else NamedSharding(mesh, PartitionSpec())
-    params = stack_encoder_layers(encoder.params)
+    params = to_runtime(encoder_layout(encoder.config), encoder.params)
     params = jax.device_put(jax.tree.map(lambda leaf: leaf.astype(dtype), params), placement)
     # A copy: truncation is a state of the tokenizer.
     tokenizer = Tokenizer.from_str(encoder.tokenizer.backend_tokenizer.to_str())

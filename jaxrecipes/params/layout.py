@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxrecipes.models.config import ModelConfig
+from jaxrecipes.models.encoder_config import EncoderConfig
 from jaxrecipes.models.stacking import Layout, Segment
 from jaxrecipes.params.paths import Tree, flatten, unflatten
 
@@ -24,7 +25,7 @@ Kind = Hashable
 
 
 def plan_layout(
-    config: ModelConfig,
+    config: ModelConfig | EncoderConfig,
     labels: Mapping[str, Hashable],
     trains: Callable[[Hashable], bool] = bool,
     *,

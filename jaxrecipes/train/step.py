@@ -18,11 +18,10 @@ from jaxrecipes.train.perturb.causal import causal_problem
 from jaxrecipes.train.perturb.protocol import Result
 from jaxrecipes.train.perturb.schedule import UNPERTURBED, Perturbation
 from jaxrecipes.train.perturb.segments import count_segments
-from jaxrecipes.train.spikes import accepts, remember
 from jaxrecipes.train.state import TrainState
+from jaxrecipes.train.update import Metrics, accumulate, guarded_update
 
 Batch = dict[str, jax.Array]
-Metrics = dict[str, jax.Array]
 StepFunction = Callable[[TrainState, Tree, Batch], tuple[TrainState, Metrics]]
 
 
@@ -63,13 +62,15 @@ def make_train_step(
         `step(state, frozen, batch) -> (state, metrics)`; jit it with the state donated.
     """
 
-    def loss_and_gradient(
-        state: TrainState, frozen: Tree, batch: Batch, count: jax.Array
-    ) -> Result:
+    def step(state: TrainState, frozen: Tree, batch: Batch) -> tuple[TrainState, Metrics]:
+        _, weights = next_token_targets(
+            batch["token_ids"], batch["segment_ids"], batch["loss_mask"]
+        )
+        count = jnp.sum(weights)
         problem = causal_problem(
             config,
             frozen,
-            count=count,
+            count=jnp.maximum(count, 1.0),
             examples=count_segments(batch["segment_ids"]),
             layout=layout,
             compute_dtype=compute_dtype,
@@ -77,64 +78,20 @@ def make_train_step(
             loss_chunk=loss_chunk,
             execution=execution,
         )
+        key = perturbation.key(state.step)
 
         def part(rows: Batch) -> Result:
-            return perturbation(problem, state.trainable, rows, state.step, state.teacher)
+            return perturbation(problem, state.trainable, rows, key, state.step, state.teacher)
 
-        if micro_batches == 1:
-            return part(batch)
-        parts = jax.tree.map(lambda rows: rows.reshape(micro_batches, -1, *rows.shape[1:]), batch)
-        names = jax.eval_shape(part, jax.tree.map(lambda rows: rows[0], parts)).statistics
-        zero = jnp.zeros((), jnp.float32)
-        nothing = Result(
-            zero, jax.tree.map(jnp.zeros_like, state.trainable), dict.fromkeys(names, zero)
+        after, metrics = guarded_update(
+            state,
+            accumulate(part, batch, micro_batches),
+            optimizer,
+            count=count,
+            schedule=schedule,
+            spike_sigma=spike_sigma,
+            next_teacher=perturbation.next_teacher,
         )
-
-        def add(total: Result, rows: Batch) -> tuple[Result, None]:
-            return jax.tree.map(jnp.add, total, part(rows)), None
-
-        return jax.lax.scan(add, nothing, parts)[0]
-
-    def step(state: TrainState, frozen: Tree, batch: Batch) -> tuple[TrainState, Metrics]:
-        _, weights = next_token_targets(
-            batch["token_ids"], batch["segment_ids"], batch["loss_mask"]
-        )
-        count = jnp.sum(weights)
-        loss, gradient, statistics = loss_and_gradient(
-            state, frozen, batch, jnp.maximum(count, 1.0)
-        )
-        norm = optax.tree.norm(gradient)
-        # A batch without supervised tokens has nothing to teach and must not decay the weights.
-        accepted = accepts(state.spikes, loss, norm, spike_sigma) & (count > 0)
-        updates, optimizer_state = optimizer.update(
-            gradient, state.optimizer_state, state.trainable
-        )
-        trainable = optax.apply_updates(state.trainable, updates)
-
-        def keep(new: Any, old: Any) -> Any:
-            return jax.tree.map(lambda n, o: jnp.where(accepted, n, o), new, old)
-
-        metrics = {
-            **statistics,
-            "loss": loss,
-            "gradient_norm": norm,
-            "learning_rate": schedule(_updates_made(state)),
-            "supervised_tokens": count,
-            "accepted": accepted,
-            "skipped": state.spikes.skipped + (~accepted).astype(jnp.int32),
-        }
-        kept = keep(trainable, state.trainable)
-        return TrainState(
-            step=state.step + 1,
-            trainable=kept,
-            optimizer_state=keep(optimizer_state, state.optimizer_state),
-            spikes=remember(state.spikes, loss, norm, accepted),
-            teacher=perturbation.next_teacher(state.teacher, kept, state.step),
-        ), metrics
+        return after, {**metrics, "supervised_tokens": count}
 
     return step
-
-
-def _updates_made(state: TrainState) -> jax.Array:
-    """The optimizer counts the updates that were applied, and so does its schedule."""
-    return state.spikes.accepted

@@ -112,8 +112,8 @@ def test_old_names_and_buffers_are_read(tmp_path):
             "lacks 2 tensors .*encoder.layer.1.output.dense.bias",
         ),
         (
-            lambda t: {**t, "classifier.weight": np.zeros((2, 32), np.float32)},
-            "classifier.weight",
+            lambda t: {**t, "adapter.weight": np.zeros((2, 32), np.float32)},
+            "adapter.weight",
         ),
         (
             lambda t: {**t, "embeddings.LayerNorm.bias": np.zeros(31, np.float32)},

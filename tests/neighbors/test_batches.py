@@ -4,7 +4,8 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jaxrecipes.neighbors.batches import bucket_length, plan_batches
+from jaxrecipes.data.buckets import bucket_length
+from jaxrecipes.neighbors.batches import plan_batches
 
 lengths_of_texts = st.lists(st.integers(1, 512), min_size=0, max_size=300)
 

@@ -33,7 +33,7 @@ class Perturbation:
 
     Attributes:
         method: The method with its options.
-        seed: Of the noise; a step's key is a function of it and of the step's number.
+        seed: Of the noise, see `key`.
         clean_steps: Steps of the run before the method begins; they train on clean embeddings.
         total_steps: Length of the run.
         teacher: What `TrainState.teacher` is.
@@ -50,6 +50,7 @@ class Perturbation:
         problem: Problem,
         params: Tree,
         batch: Batch,
+        key: jax.Array,
         step: jax.Array,
         teacher: Tree | None = None,
     ) -> Result:
@@ -59,6 +60,7 @@ class Perturbation:
             problem: The model; its loss is a share of the whole batch's.
             params: What is differentiated.
             batch: See `Task`.
+            key: PRNG key of the step, such as `key(step)`.
             step: int32 scalar, number of the step.
             teacher: `TrainState.teacher`.
 
@@ -66,7 +68,6 @@ class Perturbation:
             See `Perturber`. In the clean steps the losses among the statistics are the clean one,
             and everything else is zero.
         """
-        key = jax.random.fold_in(jax.random.key(self.seed), step)
 
         def perturbed(params: Tree) -> Result:
             return self.method(Task(problem, params, batch, key, teacher))
@@ -84,6 +85,10 @@ class Perturbation:
             return Result(found.loss, found.gradient, statistics)
 
         return jax.lax.cond(step < self.clean_steps, clean, perturbed, params)
+
+    def key(self, step: jax.Array) -> jax.Array:
+        """Returns the key of a step, a function of the seed and the step's number."""
+        return jax.random.fold_in(jax.random.key(self.seed), step)
 
     def first_teacher(self, params: Tree, other: Tree | None = None) -> Tree | None:
         """Returns the teacher before the first step.
