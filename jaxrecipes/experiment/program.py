@@ -19,10 +19,11 @@ from jaxrecipes.experiment.devices import Devices
 from jaxrecipes.models.config import ModelConfig
 from jaxrecipes.models.execution import Execution
 from jaxrecipes.models.stacking import Layout
-from jaxrecipes.params.layout import plan_layout, to_runtime
+from jaxrecipes.params.layout import canonical_paths, plan_layout, to_runtime
 from jaxrecipes.params.lora import keeps_dtype
 from jaxrecipes.params.partition import combine, partition
 from jaxrecipes.params.paths import Tree, flatten, unflatten
+from jaxrecipes.params.quantize import is_quantized_leaf, parameter_count
 from jaxrecipes.params.rules import label
 from jaxrecipes.params.surgery import Surgery
 from jaxrecipes.recipes import block_expansion, freeze, full, lora, strided_freeze
@@ -44,6 +45,9 @@ from jaxrecipes.train.optimizer import (
 from jaxrecipes.train.state import TrainState, create_state
 from jaxrecipes.train.step import StepFunction, make_train_step
 
+# Of a leaf: whether it trains, whether it decays, the factor on its rate.
+Label = tuple[bool, bool, float]
+
 
 @dataclass(frozen=True)
 class ArmProgram:
@@ -52,7 +56,7 @@ class ArmProgram:
     Attributes:
         config: The model after surgery.
         layout: Its run-time layout.
-        labels: For each canonical path (trains, decays).
+        labels: For each canonical path (trains, decays, factor on its rate).
         trainable: Shapes of the trainable leaves in the runtime layout, float32, with shardings
             where there is a mesh.
         frozen: Shapes of the frozen leaves, in the compute dtype, likewise.
@@ -66,7 +70,7 @@ class ArmProgram:
 
     config: ModelConfig
     layout: Layout
-    labels: Mapping[str, tuple[bool, bool]]
+    labels: Mapping[str, Label]
     trainable: Tree
     frozen: Tree
     state: TrainState
@@ -75,6 +79,10 @@ class ArmProgram:
     execution: Execution
     total_steps: int
     keeps_function: bool
+
+    def trains(self, path: str) -> bool:
+        """Whether a canonical leaf trains; one that is stored in another form does not."""
+        return path in self.labels and self.labels[path][0]
 
 
 def apply_recipe(config: Config, base: Imported, *, key: jax.Array) -> Surgery:
@@ -130,6 +138,13 @@ def optimizer_settings(config: Config, steps: int) -> OptimizerSettings:
     )
 
 
+def rate_rules(config: Config) -> list[tuple[str, float]]:
+    """Returns the rules of the leaves' rates: the recipe's, then those of `train.optimizer`."""
+    section = config.train.optimizer
+    rules = [] if config.lora is None else lora.rate_rules(config.lora, section.learning_rate)
+    return [*rules, *((rule.pattern, rule.factor) for rule in section.rate_rules)]
+
+
 def build_program(config: Config, base: Imported, steps: int, execution: Execution) -> ArmProgram:
     """Turns a base model into a program that trains an arm; nothing is computed.
 
@@ -149,7 +164,8 @@ def build_program(config: Config, base: Imported, steps: int, execution: Executi
     trains = label(surgery.params, surgery.rules)
     decay_rules = [(rule.pattern, rule.decay) for rule in config.train.optimizer.decay_rules]
     decays = label(surgery.params, decay_rules)
-    labels = {path: (trains[path], decays[path]) for path in trains}
+    rates = label(surgery.params, rate_rules(config))
+    labels = {path: (trains[path], decays[path], rates[path]) for path in trains}
     layout = plan_layout(surgery.config, labels, _trains, tree=surgery.params)
     compute_dtype = jnp.dtype(config.model.compute_dtype)
     if not any(trains.values()):
@@ -159,7 +175,10 @@ def build_program(config: Config, base: Imported, steps: int, execution: Executi
     )
     settings = optimizer_settings(config, steps)
     optimizer = make_optimizer(
-        settings, layout=layout, decays={path: decays[path] for path in trains if trains[path]}
+        settings,
+        layout=layout,
+        decays={path: decays[path] for path in trains if trains[path]},
+        rates={path: rates[path] for path in trains if trains[path]},
     )
     rows = config.train.micro_batch_size or config.train.batch_size
     names = tuple(config.train.remat_names)
@@ -217,14 +236,14 @@ def _abstract_surgery(config: Config, base: Imported) -> Surgery:
 
 
 def _split(
-    params: Tree, labels: Mapping[str, tuple[bool, bool]], layout: Layout, compute_dtype: Any
+    params: Tree, labels: Mapping[str, Label], layout: Layout, compute_dtype: Any
 ) -> tuple[Tree, Tree]:
     """Returns the trainable leaves in float32 and the frozen ones, both in the runtime layout."""
     trainable, frozen = partition(params, lambda path: labels[path][0])
 
     def cast(tree: Tree, dtype: Any) -> Tree:
         leaves = {
-            path: leaf if keeps_dtype(path) else leaf.astype(dtype)
+            path: leaf if keeps_dtype(path) or is_quantized_leaf(path) else leaf.astype(dtype)
             for path, leaf in flatten(tree).items()
         }
         return to_runtime(layout, unflatten(leaves))
@@ -396,12 +415,16 @@ def summarise(
     whole = []
     if mesh is not None:
         whole = whole_leaves(combine(program.frozen, program.trainable), mesh)
-    groups: dict[str, dict[str, int]] = {}
+    groups: dict[str, dict[str, Any]] = {}
     for leaves, kind in ((trainable, "trained"), (frozen, "frozen")):
         for path, leaf in leaves.items():
             group = path.split("/", 3)[3] if path.startswith("segments/") else path
-            entry = groups.setdefault(group, {"trained": 0, "frozen": 0})
-            entry[kind] += leaf.size
+            entry = groups.setdefault(group, {"trained": 0, "frozen": 0, "rates": []})
+            entry[kind] += parameter_count(path, leaf)
+            if kind == "trained":
+                factor = program.labels[canonical_paths(program.layout, path)[0]][2]
+                rate = config.train.optimizer.learning_rate * factor
+                entry["rates"] = sorted({*entry["rates"], rate})
     return {
         "arm": name,
         "recipe": config.recipe,
@@ -410,7 +433,7 @@ def summarise(
         "layers": program.config.num_layers,
         "new_blocks": list(program.config.new_blocks),
         "trained_parameters": sum(leaf.size for leaf in trainable.values()),
-        "frozen_parameters": sum(leaf.size for leaf in frozen.values()),
+        "frozen_parameters": sum(parameter_count(path, leaf) for path, leaf in frozen.items()),
         "trained_bytes": count_bytes(program.trainable),
         "frozen_bytes": count_bytes(program.frozen),
         "what_trains": [{"leaves": group, **entry} for group, entry in groups.items()],

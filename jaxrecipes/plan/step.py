@@ -221,7 +221,7 @@ def plan_step(
         program.config,
         tokens=tokens,
         row_length=length,
-        trains=lambda path: program.labels[path][0],
+        trains=program.trains,
         ranks=adapter_ranks(to_canonical(program.layout, program.trainable)),
         recompute=config.train.remat in ("full", "offload", "groups"),
     )
