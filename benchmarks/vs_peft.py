@@ -91,7 +91,8 @@ def peft_side(options: argparse.Namespace) -> dict[str, Any]:
         options.base,
         dtype=torch.bfloat16 if on_gpu else torch.float32,
         attn_implementation="sdpa",
-    ).to(device)
+    )
+    base.to(device)
     base.config.use_cache = False
     settings = peft.LoraConfig(r=RANK, lora_alpha=ALPHA, target_modules="all-linear")
     model = peft.get_peft_model(base, settings).train()
