@@ -67,22 +67,27 @@ class Case:
 
 
 def packed_rows(case: Case) -> dict[str, np.ndarray]:
+    """Draws the rows of a case."""
+    return draw_rows(case.rows, case.length, case.documents, case.shape["vocab_size"])
+
+
+def draw_rows(rows: int, length: int, documents: int, vocab_size: int) -> dict[str, np.ndarray]:
     """Draws rows of random tokens, cut into documents of random lengths.
 
     Returns:
         `token_ids`, `segment_ids`, `positions` (int32) and `loss_mask` (bool), [rows, length].
     """
     generator = np.random.default_rng(0)
-    size = (case.rows, case.length)
+    size = (rows, length)
     starts = np.zeros(size, bool)
     starts[:, 0] = True
     for row in starts:
-        cuts = generator.choice(np.arange(1, case.length), case.documents - 1, replace=False)
+        cuts = generator.choice(np.arange(1, length), documents - 1, replace=False)
         row[cuts] = True
-    columns = np.broadcast_to(np.arange(case.length), size)
+    columns = np.broadcast_to(np.arange(length), size)
     first = np.maximum.accumulate(np.where(starts, columns, 0), axis=1)
     return {
-        "token_ids": generator.integers(0, case.shape["vocab_size"], size, dtype=np.int32),
+        "token_ids": generator.integers(0, vocab_size, size, dtype=np.int32),
         "segment_ids": np.cumsum(starts, axis=1, dtype=np.int32),
         "positions": (columns - first).astype(np.int32),
         "loss_mask": ~starts,
@@ -185,7 +190,7 @@ def torch_side(case: Case) -> dict[str, Any]:
     return {
         "seconds": seconds,
         "compile": first if case.compiled is not None else 0.0,
-        "peak": torch.cuda.max_memory_allocated() if on_gpu else _resident_bytes(),
+        "peak": torch.cuda.max_memory_allocated() if on_gpu else resident_bytes(),
         "device": torch.cuda.get_device_name() if on_gpu else "cpu",
         "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
     }
@@ -286,7 +291,7 @@ def our_side(case: Case) -> dict[str, Any]:
     return {
         "seconds": seconds,
         "compile": compiled.seconds,
-        "peak": statistics.get("peak_bytes_in_use", _resident_bytes()),
+        "peak": statistics.get("peak_bytes_in_use", resident_bytes()),
         "compiler_peak": compiled.peak_bytes,
         "device": devices.kind,
         "attention": devices.execution.attention,
@@ -294,7 +299,8 @@ def our_side(case: Case) -> dict[str, Any]:
     }
 
 
-def _resident_bytes() -> int:
+def resident_bytes() -> int:
+    """Returns the most memory that this process has held."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 

@@ -275,6 +275,8 @@ def _tensors(
                 f"{adapter.module.path}/lora_scale is {found}; the options say {adapter.scale}, "
                 "and the file holds the options only"
             )
+        for name in ("lora_dropout", "lora_salt"):  # the rate is in the config
+            left.pop(f"{adapter.module.path}/{name}", None)
     left.pop("embedding/token_ids", None)
     if left:
         raise CheckpointError(

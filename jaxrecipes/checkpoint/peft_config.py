@@ -104,7 +104,7 @@ def adapter_config(
         "inference_mode": True,
         "r": options.rank,
         "lora_alpha": _number(options.alpha),
-        "lora_dropout": 0.0,
+        "lora_dropout": options.dropout,
         "bias": "none",
         "fan_in_fan_out": False,
         "init_lora_weights": True,

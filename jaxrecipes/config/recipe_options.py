@@ -230,10 +230,40 @@ class LoraSection(Section):
     use_dora: bool = Field(
         default=False, description="A trained magnitude for each output (DoRA); slower, larger."
     )
+    dropout: float = Field(
+        default=0.0,
+        ge=0,
+        lt=1,
+        description="Probability with which a value of an adapter's input is dropped in training "
+        "(PEFT: lora_dropout).",
+    )
     init: Literal["kaiming", "gaussian", "orthogonal", "pissa", "olora"] = Field(
         default="kaiming",
         description="How A and B start. kaiming: the paper's code. pissa, olora: from the SVD or "
         "QR decomposition of the weight, of which only the rest stays frozen.",
+    )
+    base_quantization: Literal["none", "int8", "nf4"] = Field(
+        default="none",
+        description="How the frozen kernels of linear layers are stored (QLoRA). int8: 8 bits, one "
+        "scale an output. nf4: 4 bits, one scale for each 64 inputs of an output. They are "
+        "written out in compute_dtype for each product.",
+    )
+    double_quantization: bool = Field(
+        default=False, description="With nf4: its scales in 8 bits, too; half a bit less a weight."
+    )
+    loraplus_lr_ratio: float | None = Field(
+        default=None,
+        gt=0,
+        le=1e6,
+        description="Rate of B, of magnitudes, norms and biases, as a multiple of learning_rate, "
+        "which A and everything else learns with (LoRA+, whose authors take about 16). null: 1.",
+    )
+    loraplus_lr_embedding: float | None = Field(
+        default=None,
+        gt=0,
+        le=10,
+        description="With loraplus_lr_ratio and embeddings: the rate of the embedding's adapter. "
+        "null: 1e-6, as in PEFT.",
     )
     modules_to_save: list[str] = Field(
         default_factory=list,

@@ -30,6 +30,15 @@ def default_decay_rules() -> list[DecayRule]:
     ]
 
 
+class RateRule(Section):
+    """One rule: which leaves, and how fast they learn."""
+
+    pattern: Pattern = Field(description="Regular expression that a whole leaf path must match.")
+    factor: float = Field(
+        gt=0, le=1e6, description="What learning_rate is multiplied by for matching leaves."
+    )
+
+
 class OptimizerSection(Section):
     """How a gradient becomes an update."""
 
@@ -66,6 +75,12 @@ class OptimizerSection(Section):
         default_factory=default_decay_rules,
         min_length=1,
         description="Ordered rules; the first that matches a leaf decides whether it decays.",
+    )
+    rate_rules: list[RateRule] = Field(
+        default_factory=lambda: [RateRule(pattern=".*", factor=1.0)],
+        min_length=1,
+        description="Ordered rules; the first that matches a leaf decides its rate. Those of "
+        "lora.loraplus_lr_ratio come before them.",
     )
     beta1: float = Field(
         default=0.9, ge=0, lt=1, description="First-moment decay (AdamW, Lion); momentum (Muon)."

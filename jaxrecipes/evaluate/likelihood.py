@@ -20,6 +20,7 @@ all positive, so that a small divergence is not lost in rounding.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -166,13 +167,18 @@ def evaluate_set(
         DataError: Nothing is scored, a token id is not in the vocabulary, or `base` was computed
             on other rows.
     """
-    scored = _scored_tokens(config, rows)
+    scored = scored_tokens(config, rows)
     if base is not None and base.key != rows.fingerprint():
         raise DataError(
             "the base model's cached states belong to other rows than those evaluated now; "
             "compute base_cache again on these rows"
         )
-    states = _scored_states(config, params, rows, batch_size, compute_dtype, layout, execution)
+    states = scored_states(
+        rows,
+        partial(run_decoder, config, compute_dtype, layout, execution, params),
+        batch_size=batch_size,
+        mesh=execution.mesh,
+    )
     head = head_subtree(config, params)
     kl = None
     if base is None:
@@ -195,7 +201,7 @@ def evaluate_set(
             base.hidden_states.astype(states.dtype),
         )
 
-    return _sums(rows, scored, token_bytes, nll, correct, kl, base)
+    return document_sums(rows, scored, token_bytes, nll, correct, kl, base)
 
 
 def base_cache(
@@ -227,8 +233,13 @@ def base_cache(
     Raises:
         DataError: Nothing is scored, or a token id is not in the vocabulary.
     """
-    scored = _scored_tokens(config, rows)
-    states = _scored_states(config, params, rows, batch_size, compute_dtype, layout, execution)
+    scored = scored_tokens(config, rows)
+    states = scored_states(
+        rows,
+        partial(run_decoder, config, compute_dtype, layout, execution, params),
+        batch_size=batch_size,
+        mesh=execution.mesh,
+    )
     head = head_subtree(config, params)
     nll, correct, normalizer = in_chunks(
         partial(score, *head_kind(config), head), chunk, states, scored.targets
@@ -263,25 +274,25 @@ def base_sums(
         Sums by document; the divergence from the base is zero.
     """
     zeros = np.zeros_like(base.nll)
-    return _sums(rows, _list_scored(rows), token_bytes, base.nll, base.correct, zeros, base)
+    return document_sums(rows, _list_scored(rows), token_bytes, base.nll, base.correct, zeros, base)
 
 
 @dataclass(frozen=True)
-class _ScoredTokens:
+class ScoredTokens:
     """Targets int32 [tokens] and the document int64 [tokens] of each, in the order of the rows."""
 
     targets: np.ndarray
     documents: np.ndarray
 
 
-def _list_scored(rows: EvaluationRows) -> _ScoredTokens:
+def _list_scored(rows: EvaluationRows) -> ScoredTokens:
     row, position = rows.scored()
-    return _ScoredTokens(
+    return ScoredTokens(
         rows.token_ids[row, position + 1], rows.document_index[row, position + 1].astype(np.int64)
     )
 
 
-def _scored_tokens(config: ModelConfig, rows: EvaluationRows) -> _ScoredTokens:
+def scored_tokens(config: ModelConfig, rows: EvaluationRows) -> ScoredTokens:
     """Lists the scored tokens and checks them against the vocabulary."""
     scored = _list_scored(rows)
     if not scored.targets.size:
@@ -298,9 +309,9 @@ def _scored_tokens(config: ModelConfig, rows: EvaluationRows) -> _ScoredTokens:
     return scored
 
 
-def _sums(
+def document_sums(
     rows: EvaluationRows,
-    scored: _ScoredTokens,
+    scored: ScoredTokens,
     token_bytes: np.ndarray | None,
     nll: np.ndarray,
     correct: np.ndarray,
@@ -325,32 +336,41 @@ def _sums(
     )
 
 
-def _scored_states(
-    config: ModelConfig,
-    params: Tree,
+def scored_states(
     rows: EvaluationRows,
+    run: Callable[[np.ndarray, np.ndarray, np.ndarray], jax.Array],
+    *,
     batch_size: int,
-    compute_dtype: Any,
-    layout: Layout | None,
-    execution: Execution,
+    mesh: Mesh | None,
 ) -> np.ndarray:
-    """Runs the decoder over all rows; returns the states before scored tokens, [tokens, hidden]."""
+    """Runs a decoder over all rows.
+
+    Args:
+        rows: The rows.
+        run: From token ids, segment ids and positions, int32 [batch, length], to hidden states
+            [..., batch, length, hidden_size].
+        batch_size: Rows of one forward pass, at most.
+        mesh: The mesh; None for one device.
+
+    Returns:
+        The states before scored tokens, [..., tokens, hidden_size].
+    """
     count = rows.token_ids.shape[0]
     row, position = rows.scored()
     # As equal as they can be: a last batch of a single row would cost as much as a full one.
     batch_size = -(-count // -(-count // batch_size))
-    if execution.mesh is not None:
-        batch_size += -batch_size % math.prod(execution.mesh.shape[axis] for axis in BATCH_AXES)
+    if mesh is not None:
+        batch_size += -batch_size % math.prod(mesh.shape[axis] for axis in BATCH_AXES)
     states = []
     for start in range(0, count, batch_size):
         batch = [
-            _padded(array[start : start + batch_size], batch_size, execution.mesh)
+            _padded(array[start : start + batch_size], batch_size, mesh)
             for array in (rows.token_ids, rows.segment_ids, rows.positions)
         ]
-        output = to_host(run_decoder(config, compute_dtype, layout, execution, params, *batch))
+        output = to_host(run(*batch))
         here = (row >= start) & (row < start + batch_size)
-        states.append(output[row[here] - start, position[here]])
-    return np.concatenate(states)
+        states.append(output[..., row[here] - start, position[here], :])
+    return np.concatenate(states, axis=-2)
 
 
 def _padded(array: np.ndarray, rows: int, mesh: Mesh | None) -> np.ndarray:

@@ -23,9 +23,9 @@ from jaxrecipes.experiment.program import (
     build_weights,
     compile_step,
     first_state,
-    summarise,
     total_steps,
 )
+from jaxrecipes.experiment.summary import summarise
 from jaxrecipes.experiment.teacher import locate_teacher, read_teacher
 from jaxrecipes.hosts import Hosts
 from jaxrecipes.models.config import ModelConfig

@@ -16,12 +16,18 @@ def print_arm(summary: Mapping[str, Any], console: Console) -> None:
     table.add_column("leaves (of all layers)")
     table.add_column("trained", justify="right")
     table.add_column("frozen", justify="right")
+    rates = {rate for row in summary["what_trains"] for rate in row["rates"]}
+    if len(rates) > 1:
+        table.add_column("peak rate", justify="right")
     for row in summary["what_trains"]:
-        table.add_row(
+        cells = [
             row["leaves"],
             f"{row['trained']:,}" if row["trained"] else "",
             f"{row['frozen']:,}" if row["frozen"] else "",
-        )
+        ]
+        if len(rates) > 1:
+            cells.append(", ".join(f"{rate:g}" for rate in row["rates"]))
+        table.add_row(*cells)
     table.add_section()
     table.add_row("all", f"{trained:,}", f"{frozen:,}")
     console.print(table)
@@ -33,7 +39,8 @@ def print_arm(summary: Mapping[str, Any], console: Console) -> None:
         f"{summary['layers']} layers, {summary['steps']} steps, {summary['tokens']:,} tokens; "
         f"a step takes {summary['flops_per_step'] / 1e9:,.0f} GFLOP and "
         f"{summary['peak_memory_bytes'] / mib:,.0f} MiB on a device "
-        f"({summary['temp_bytes'] / mib:,.0f} temporary); compiled in "
+        f"({summary['temp_bytes'] / mib:,.0f} temporary), frozen weights "
+        f"{summary['frozen_bytes'] / mib:,.0f} MiB in all; compiled in "
         f"{summary['compile_seconds']:.1f} s for {summary['devices']} x {summary['device']} "
         f"({summary['mesh']}), attention: {summary['attention']} ({summary['attention_reason']})",
         highlight=False,

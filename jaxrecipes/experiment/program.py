@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
@@ -15,36 +15,36 @@ from jax.sharding import NamedSharding, PartitionSpec
 from jaxrecipes.checkpoint.huggingface import Imported
 from jaxrecipes.config import Config
 from jaxrecipes.errors import ConfigError, DeviceMemoryError
-from jaxrecipes.experiment.devices import Devices
-from jaxrecipes.experiment.perturbation import describe_perturbation, make_perturbation
+from jaxrecipes.experiment.perturbation import make_perturbation
 from jaxrecipes.models.config import ModelConfig
 from jaxrecipes.models.execution import Execution
 from jaxrecipes.models.stacking import Layout
 from jaxrecipes.params.layout import plan_layout, to_runtime
 from jaxrecipes.params.lora import keeps_dtype
-from jaxrecipes.params.partition import combine, partition
+from jaxrecipes.params.partition import partition
 from jaxrecipes.params.paths import Tree, flatten, unflatten
+from jaxrecipes.params.quantize import is_quantized_leaf
 from jaxrecipes.params.rules import label
 from jaxrecipes.params.surgery import Surgery
 from jaxrecipes.recipes import block_expansion, freeze, full, lora, strided_freeze
-from jaxrecipes.sharding.mesh import describe_mesh
 from jaxrecipes.sharding.rules import (
     ACTIVATION_RULES,
     state_shardings,
     tree_shardings,
-    whole_leaves,
 )
 from jaxrecipes.train.flops import count_flops
 from jaxrecipes.train.loop import BATCH_KEYS
 from jaxrecipes.train.optimizer import (
     OptimizerSettings,
-    count_bytes,
     learning_rate_schedule,
     make_optimizer,
 )
 from jaxrecipes.train.perturb.schedule import Perturbation
 from jaxrecipes.train.state import TrainState, create_state
 from jaxrecipes.train.step import StepFunction, make_train_step
+
+# Of a leaf: whether it trains, whether it decays, the factor on its rate.
+Label = tuple[bool, bool, float]
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class ArmProgram:
     Attributes:
         config: The model after surgery.
         layout: Its run-time layout.
-        labels: For each canonical path (trains, decays).
+        labels: For each canonical path (trains, decays, factor on its rate).
         trainable: Shapes of the trainable leaves in the runtime layout, float32, with shardings
             where there is a mesh.
         frozen: Shapes of the frozen leaves, in the compute dtype, likewise.
@@ -69,7 +69,7 @@ class ArmProgram:
 
     config: ModelConfig
     layout: Layout
-    labels: Mapping[str, tuple[bool, bool]]
+    labels: Mapping[str, Label]
     trainable: Tree
     frozen: Tree
     state: TrainState
@@ -79,6 +79,10 @@ class ArmProgram:
     total_steps: int
     keeps_function: bool
     perturbation: Perturbation
+
+    def trains(self, path: str) -> bool:
+        """Whether a canonical leaf trains; one that is stored in another form does not."""
+        return path in self.labels and self.labels[path][0]
 
 
 def apply_recipe(config: Config, base: Imported, *, key: jax.Array) -> Surgery:
@@ -134,6 +138,13 @@ def optimizer_settings(config: Config, steps: int) -> OptimizerSettings:
     )
 
 
+def rate_rules(config: Config) -> list[tuple[str, float]]:
+    """Returns the rules of the leaves' rates: the recipe's, then those of `train.optimizer`."""
+    section = config.train.optimizer
+    rules = [] if config.lora is None else lora.rate_rules(config.lora, section.learning_rate)
+    return [*rules, *((rule.pattern, rule.factor) for rule in section.rate_rules)]
+
+
 def build_program(config: Config, base: Imported, steps: int, execution: Execution) -> ArmProgram:
     """Turns a base model into a program that trains an arm; nothing is computed.
 
@@ -153,7 +164,8 @@ def build_program(config: Config, base: Imported, steps: int, execution: Executi
     trains = label(surgery.params, surgery.rules)
     decay_rules = [(rule.pattern, rule.decay) for rule in config.train.optimizer.decay_rules]
     decays = label(surgery.params, decay_rules)
-    labels = {path: (trains[path], decays[path]) for path in trains}
+    rates = label(surgery.params, rate_rules(config))
+    labels = {path: (trains[path], decays[path], rates[path]) for path in trains}
     layout = plan_layout(surgery.config, labels, _trains, tree=surgery.params)
     compute_dtype = jnp.dtype(config.model.compute_dtype)
     if not any(trains.values()):
@@ -163,7 +175,10 @@ def build_program(config: Config, base: Imported, steps: int, execution: Executi
     )
     settings = optimizer_settings(config, steps)
     optimizer = make_optimizer(
-        settings, layout=layout, decays={path: decays[path] for path in trains if trains[path]}
+        settings,
+        layout=layout,
+        decays={path: decays[path] for path in trains if trains[path]},
+        rates={path: rates[path] for path in trains if trains[path]},
     )
     perturbation = make_perturbation(config, steps)
     rows = config.train.micro_batch_size or config.train.batch_size
@@ -180,6 +195,7 @@ def build_program(config: Config, base: Imported, steps: int, execution: Executi
         spike_sigma=config.train.spikes.sigma,
         execution=execution,
         perturbation=perturbation,
+        dropout_key=_dropout_key(config),
     )
     window = config.train.spikes.window
     state: Any = jax.eval_shape(
@@ -209,6 +225,13 @@ def build_program(config: Config, base: Imported, steps: int, execution: Executi
     )
 
 
+def _dropout_key(config: Config) -> jax.Array | None:
+    if config.lora is None or not config.lora.dropout:
+        return None
+    # The key of the seed itself draws the adapters and the noise of perturbations.
+    return jax.random.fold_in(jax.random.key(config.seed), 1)
+
+
 def _trains(value: Any) -> bool:
     return value[0]
 
@@ -227,14 +250,14 @@ def _abstract_surgery(config: Config, base: Imported) -> Surgery:
 
 
 def _split(
-    params: Tree, labels: Mapping[str, tuple[bool, bool]], layout: Layout, compute_dtype: Any
+    params: Tree, labels: Mapping[str, Label], layout: Layout, compute_dtype: Any
 ) -> tuple[Tree, Tree]:
     """Returns the trainable leaves in float32 and the frozen ones, both in the runtime layout."""
     trainable, frozen = partition(params, lambda path: labels[path][0])
 
     def cast(tree: Tree, dtype: Any) -> Tree:
         leaves = {
-            path: leaf if keeps_dtype(path) else leaf.astype(dtype)
+            path: leaf if keeps_dtype(path) or is_quantized_leaf(path) else leaf.astype(dtype)
             for path, leaf in flatten(tree).items()
         }
         return to_runtime(layout, unflatten(leaves))
@@ -395,56 +418,3 @@ def compile_step(config: Config, program: ArmProgram) -> CompiledStep:
         memory.temp_size_in_bytes,
         flops,
     )
-
-
-def summarise(
-    name: str, config: Config, program: ArmProgram, compiled: CompiledStep, devices: Devices
-) -> dict[str, Any]:
-    """Describes an arm before its first step: what trains, what it costs.
-
-    Returns:
-        JSON values; see the run folder's `summary.json`.
-    """
-    trainable = flatten(program.trainable)
-    # Scales of adapters and ids of trained tokens are no parameters.
-    frozen = {path: leaf for path, leaf in flatten(program.frozen).items() if not keeps_dtype(path)}
-    adapters = [] if config.lora is None else lora.explain_adapters(program.config, config.lora)
-    rows = config.train.batch_size
-    mesh = devices.execution.mesh
-    whole = []
-    if mesh is not None:
-        whole = whole_leaves(combine(program.frozen, program.trainable), mesh)
-    groups: dict[str, dict[str, int]] = {}
-    for leaves, kind in ((trainable, "trained"), (frozen, "frozen")):
-        for path, leaf in leaves.items():
-            group = path.split("/", 3)[3] if path.startswith("segments/") else path
-            entry = groups.setdefault(group, {"trained": 0, "frozen": 0})
-            entry[kind] += leaf.size
-    return {
-        "arm": name,
-        "recipe": config.recipe,
-        "learning_rate": config.train.optimizer.learning_rate,
-        "optimizer": config.train.optimizer.name,
-        "layers": program.config.num_layers,
-        "new_blocks": list(program.config.new_blocks),
-        "trained_parameters": sum(leaf.size for leaf in trainable.values()),
-        "frozen_parameters": sum(leaf.size for leaf in frozen.values()),
-        "trained_bytes": count_bytes(program.trainable),
-        "frozen_bytes": count_bytes(program.frozen),
-        "what_trains": [{"leaves": group, **entry} for group, entry in groups.items()],
-        "adapters": [asdict(row) for row in adapters],
-        "perturbation": describe_perturbation(config, program.total_steps),
-        "steps": program.total_steps,
-        "tokens": program.total_steps * rows * config.data.length,
-        "compile_seconds": compiled.seconds,
-        "peak_memory_bytes": compiled.peak_bytes,
-        "temp_bytes": compiled.temp_bytes,
-        "flops_per_step": compiled.flops,
-        "compute_dtype": config.model.compute_dtype,
-        "device": devices.kind,
-        "devices": devices.count,
-        "mesh": describe_mesh(devices.execution.mesh),
-        "whole_leaves": whole,
-        "attention": devices.execution.attention,
-        "attention_reason": devices.attention_reason,
-    }

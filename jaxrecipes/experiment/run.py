@@ -45,6 +45,7 @@ from jaxrecipes.models.config import ModelConfig
 from jaxrecipes.models.decoder import abstract_params
 from jaxrecipes.params.lora import describe_drift, merge_adapters
 from jaxrecipes.params.paths import Tree, flatten, unflatten
+from jaxrecipes.params.quantize import dequantize_tree, describe_rounding
 from jaxrecipes.params.surgery import Surgery
 from jaxrecipes.report.results import ORDERS
 from jaxrecipes.sharding.host import on_host
@@ -224,7 +225,10 @@ def _finish(
     def build(target: Path) -> None:
         imported = import_checkpoint(base.folder)
         surgery = finished_model(arm.config, imported, trained.trained)
-        model, params = surgery.config, surgery.params
+        model = surgery.config
+        params, rounding = dequantize_tree(surgery.params, imported.params)
+        if rounding is not None:
+            console.print(f"{arm.name}: {describe_rounding(rounding)}", highlight=False)
         if surgery.adapters is not None:
             write_adapter(
                 target / "adapter",

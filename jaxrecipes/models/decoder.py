@@ -104,6 +104,7 @@ def layer_tokens(
     key_segment_ids: jax.Array | None = None,
     key_positions: jax.Array | None = None,
     cache_offset: jax.Array | None = None,
+    dropout_seeds: jax.Array | None = None,
 ) -> Tokens:
     """Gathers what a layer needs to know about its tokens.
 
@@ -115,6 +116,7 @@ def layer_tokens(
         key_segment_ids: int32 [batch, cache_length], with a cache.
         key_positions: int32 [batch, cache_length], with a cache.
         cache_offset: int32 scalar, with a cache.
+        dropout_seeds: See `Tokens`.
 
     Returns:
         The tokens' description.
@@ -128,6 +130,7 @@ def layer_tokens(
         key_segment_ids=segment_ids if key_segment_ids is None else key_segment_ids,
         key_positions=positions if key_positions is None else key_positions,
         cache_offset=cache_offset,
+        dropout_seeds=dropout_seeds,
     )
 
 
@@ -143,7 +146,7 @@ def embed(
     states = lookup(embedding_table(params), token_ids, execution.mesh).astype(compute_dtype)
     if "lora_a" in leaves:
         reduced = lookup(leaves["lora_a"], token_ids, execution.mesh)
-        states = join_adapter(states, reduced, leaves["table"], leaves)
+        states = join_adapter(states, reduced, leaves)
     if config.embedding_scale is not None:
         # Gemma rounds the factor to the compute dtype before it multiplies.
         states = states * jnp.asarray(config.embedding_scale, compute_dtype)
@@ -210,6 +213,7 @@ def hidden_states_of_embeddings(
     layout: Layout | None = None,
     remat: RematPolicy = "none",
     execution: Execution = ONE_DEVICE,
+    dropout_seeds: jax.Array | None = None,
 ) -> jax.Array:
     """Does what `hidden_states` does from given word embeddings: perturbed ones, for instance.
 
@@ -224,6 +228,8 @@ def hidden_states_of_embeddings(
         layout: The layout of `params`.
         remat: See `stacking.rematerialise`.
         execution: Devices and attention backend.
+        dropout_seeds: uint32 [batch, length], random bits of the step and the token: adapters that
+            have dropout use it. None, as in every evaluation, for none.
 
     Returns:
         compute_dtype [batch, length, hidden_size].
@@ -231,7 +237,11 @@ def hidden_states_of_embeddings(
     # One description for each kind of layer, made outside of the scans that use it.
     kinds = {
         layer_type: layer_tokens(
-            config, config.layer_types.index(layer_type), segment_ids, positions
+            config,
+            config.layer_types.index(layer_type),
+            segment_ids,
+            positions,
+            dropout_seeds=dropout_seeds,
         )
         for layer_type in sorted(set(config.layer_types))
     }

@@ -45,6 +45,8 @@ class Tokens(NamedTuple):
         key_segment_ids: int32 [batch, key_length]: `segment_ids`, or those of the cache.
         key_positions: int32 [batch, key_length], likewise.
         cache_offset: int32 scalar, where in the cache the first token is written; None without.
+        dropout_seeds: uint32 [batch, length], random bits of the step and the token, for the
+            dropout of adapters; None for none.
     """
 
     segment_ids: jax.Array
@@ -54,6 +56,7 @@ class Tokens(NamedTuple):
     key_segment_ids: jax.Array
     key_positions: jax.Array
     cache_offset: jax.Array | None
+    dropout_seeds: jax.Array | None = None
 
 
 class RMSNorm(nn.Module):
@@ -113,7 +116,7 @@ class Attention(nn.Module):
         def project(name: str, heads: int) -> jax.Array:
             features = heads * config.head_dim
             dense = Dense(features, config.attention_bias, inputs.dtype, name=name)
-            projected = checkpoint_name(dense(inputs), name)
+            projected = checkpoint_name(dense(inputs, tokens.dropout_seeds), name)
             projected = projected.reshape(batch, length, heads, config.head_dim)
             return constrain(projected, "heads", mesh)
 
@@ -154,7 +157,7 @@ class Attention(nn.Module):
         output = Dense(
             config.hidden_size, config.attention_output_bias, inputs.dtype, name="output"
         )
-        return output(mixed), cache
+        return output(mixed, tokens.dropout_seeds), cache
 
 
 class MLP(nn.Module):
@@ -169,13 +172,13 @@ class MLP(nn.Module):
     execution: Execution = ONE_DEVICE
 
     @nn.compact
-    def __call__(self, inputs: jax.Array) -> jax.Array:
-        """Maps [batch, length, hidden_size] to the same shape."""
-        config = self.config
+    def __call__(self, inputs: jax.Array, dropout_seeds: jax.Array | None = None) -> jax.Array:
+        """Maps [batch, length, hidden_size] to the same shape; the seeds are as in `Tokens`."""
+        config, mesh = self.config, self.execution.mesh
 
         def project(name: str, features: int, values: jax.Array, point: str) -> jax.Array:
             dense = Dense(features, config.mlp_bias, inputs.dtype, name=name)
-            return checkpoint_name(constrain(dense(values), point, self.execution.mesh), name)
+            return checkpoint_name(constrain(dense(values, dropout_seeds), point, mesh), name)
 
         gate = project("gate", config.intermediate_size, inputs, "mlp")
         up = project("up", config.intermediate_size, inputs, "mlp")
@@ -224,7 +227,9 @@ class Block(nn.Module):
         hidden_states = checkpoint_name(
             constrain(hidden_states + mixed, "hidden_states", execution.mesh), "after_attention"
         )
-        changed = MLP(config, execution, name="mlp")(norm("mlp_norm", hidden_states))
+        changed = MLP(config, execution, name="mlp")(
+            norm("mlp_norm", hidden_states), tokens.dropout_seeds
+        )
         if config.sandwich_norms:
             changed = norm("mlp_post_norm", changed)
         return constrain(hidden_states + changed, "hidden_states", execution.mesh), cache

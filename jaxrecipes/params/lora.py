@@ -29,7 +29,7 @@ from jaxrecipes.params.surgery import Rules
 
 # Names of the leaves of an adapter tree.
 TRAINED_LEAVES = ("lora_a", "lora_b", "lora_magnitude", "token_delta")
-FROZEN_LEAVES = ("lora_scale", "token_ids")
+FROZEN_LEAVES = ("lora_scale", "lora_dropout", "lora_salt", "token_ids")
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Adapted:
     """Adapters and the base that they belong to.
 
     Attributes:
-        adapters: The adapter tree: float32, but for `token_ids`.
+        adapters: The adapter tree: float32, but for `token_ids` and `lora_salt`.
         base: The base's canonical tree; the leaves that no adapter took anything from are the
             given arrays.
         initial: `lora_a` and `lora_b` of the adapters that took a part of their kernel ("pissa",
@@ -68,7 +68,8 @@ def build_adapters(
     initial: dict[str, Any] = {}
     for adapter in selection.adapters:
         path = adapter.module.path
-        own_key = jax.random.fold_in(key, zlib.crc32(path.encode()))
+        salt = zlib.crc32(path.encode())
+        own_key = jax.random.fold_in(key, salt)
         weight_path = weight_of(adapter)
         weight = jnp.asarray(base[weight_path])
         if adapter.module.kind == "embedding":
@@ -83,6 +84,9 @@ def build_adapters(
             "lora_b": start.lora_b,
             "lora_scale": jnp.asarray(adapter.scale, jnp.float32),
         }
+        if options.dropout and adapter.module.kind == "linear":
+            leaves["lora_dropout"] = jnp.asarray(options.dropout, jnp.float32)
+            leaves["lora_salt"] = jnp.asarray(salt, jnp.uint32)
         if options.use_dora:
             leaves["lora_magnitude"] = column_norms(adapted_kernel(start.residual, leaves))
         adapters |= {f"{path}/{name}": leaf for name, leaf in leaves.items()}
@@ -126,8 +130,12 @@ def adapter_ranks(params: Mapping[str, Any]) -> dict[str, int]:
 
 def split_adapters(params: Mapping[str, Any]) -> tuple[Tree, Tree]:
     """Splits a tree into its adapters and its base; the inverse of `combine`."""
-    names = (*TRAINED_LEAVES, *FROZEN_LEAVES)
-    return partition(params, lambda path: path.rpartition("/")[2] in names)
+    return partition(params, is_adapter_leaf)
+
+
+def is_adapter_leaf(path: str) -> bool:
+    """Whether a path is that of an adapter's leaf, trained or frozen."""
+    return path.rpartition("/")[2] in (*TRAINED_LEAVES, *FROZEN_LEAVES)
 
 
 @dataclass(frozen=True)

@@ -41,6 +41,8 @@ class AdapterOptions:
         trainable_tokens: Ids whose rows of the input embedding train; where the head is tied, they
             train in the head, too.
         embeddings: The input embedding gets an adapter, whatever `targets` says.
+        dropout: Probability with which an adapter's input is dropped in training; of linear layers,
+            as in PEFT.
     """
 
     rank: int = 16
@@ -57,6 +59,7 @@ class AdapterOptions:
     modules_to_save: tuple[str, ...] = ()
     trainable_tokens: tuple[int, ...] = ()
     embeddings: bool = False
+    dropout: float = 0.0
 
     def __post_init__(self) -> None:
         """Refuses options that contradict themselves.
@@ -78,6 +81,8 @@ class AdapterOptions:
                 f"adapters: init is {self.init!r}; expected one of "
                 f"{', '.join(get_args(AdapterInit))}"
             )
+        if not 0 <= self.dropout < 1:
+            raise ConfigError(f"adapters: dropout is {self.dropout}; expected 0 or more, below 1")
         if isinstance(self.targets, str) and (self.layers_to_transform or self.layers_pattern):
             raise ConfigError(
                 "adapters: layers_to_transform and layers_pattern work with a list of names; "

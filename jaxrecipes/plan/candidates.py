@@ -256,7 +256,7 @@ def _compute_speed(config: Config, program: ArmProgram, target: Target, remat: s
         program.config,
         tokens=tokens,
         row_length=config.data.length,
-        trains=lambda path: program.labels[path][0],
+        trains=program.trains,
         recompute=remat in ("full", "offload", "groups"),
     )
     return tokens * target.chip.device_flops * len(target.devices) / flops.executed

@@ -18,8 +18,8 @@ from jaxrecipes.experiment.program import (
     CompiledStep,
     build_program,
     lower_step,
-    summarise,
 )
+from jaxrecipes.experiment.summary import summarise
 from jaxrecipes.models.config import ModelConfig
 from jaxrecipes.models.decoder import abstract_params
 from jaxrecipes.params.layout import to_canonical
@@ -221,7 +221,7 @@ def plan_step(
         program.config,
         tokens=tokens,
         row_length=length,
-        trains=lambda path: program.labels[path][0],
+        trains=program.trains,
         ranks=adapter_ranks(to_canonical(program.layout, program.trainable)),
         recompute=config.train.remat in ("full", "offload", "groups"),
     )

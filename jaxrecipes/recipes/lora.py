@@ -10,13 +10,15 @@ import jax
 
 from jaxrecipes.checkpoint.peft_names import decoder_modules
 from jaxrecipes.config.recipe_options import LoraSection
+from jaxrecipes.errors import ConfigError
 from jaxrecipes.models.config import ModelConfig
 from jaxrecipes.params.lora import adapter_rules, build_adapters
 from jaxrecipes.params.lora_explain import ExplainRow, explain
-from jaxrecipes.params.lora_options import AdapterOptions
+from jaxrecipes.params.lora_options import RESIDUAL_INITS, AdapterOptions
 from jaxrecipes.params.lora_targets import select_modules
 from jaxrecipes.params.partition import combine
 from jaxrecipes.params.paths import Tree
+from jaxrecipes.params.quantize import quantize_tree
 from jaxrecipes.params.surgery import Adapters, Surgery
 
 
@@ -36,13 +38,35 @@ def build(config: ModelConfig, params: Tree, section: LoraSection, key: jax.Arra
         ConfigError: The options do not fit the model.
     """
     options = adapter_options(section)
-    selection = select_modules(options, decoder_modules(config))
+    modules = decoder_modules(config)
+    selection = select_modules(options, modules)
     adapted = build_adapters(params, options, selection, key)
     # DoRA's quotient and the other starts keep the function up to rounding only.
     exact = options.init in ("kaiming", "gaussian") and not options.use_dora
+    base = adapted.base
+    if section.base_quantization != "none":
+        if options.init in RESIDUAL_INITS:
+            raise ConfigError(
+                f"lora.init {options.init} leaves a part of each kernel as the base, and a base of "
+                f"{section.base_quantization} would round what the adapter was made from; use "
+                "another init, or base_quantization: none"
+            )
+        whole = selection.saved_leaves
+        base = quantize_tree(
+            base,
+            {m.path for m in modules if m.kind == "linear" and f"{m.path}/kernel" not in whole},
+            section.base_quantization,
+            double=section.double_quantization,
+        )
+        exact = False
+    elif section.double_quantization:
+        raise ConfigError(
+            "lora.double_quantization is about the scales of base_quantization: nf4; set that, or "
+            "leave it out"
+        )
     return Surgery(
         config,
-        combine(adapted.adapters, adapted.base),
+        combine(adapted.adapters, base),
         adapter_rules(selection),
         exact,
         Adapters(options, adapted.initial),
@@ -57,6 +81,34 @@ def explain_adapters(config: ModelConfig, section: LoraSection) -> list[ExplainR
         section: The section `lora` of the config.
     """
     return explain(select_modules(adapter_options(section), decoder_modules(config)))
+
+
+def rate_rules(section: LoraSection, learning_rate: float) -> list[tuple[str, float]]:
+    """Returns the rules of LoRA+ (arXiv 2402.12354), as PEFT groups parameters for it.
+
+    Args:
+        section: The section `lora` of the config.
+        learning_rate: The peak rate, of A.
+
+    Returns:
+        Ordered pairs (expression over leaf paths, factor on the rate); none without a ratio.
+
+    Raises:
+        ConfigError: A rate is given that nothing would learn with.
+    """
+    ratio, embedding_rate = section.loraplus_lr_ratio, section.loraplus_lr_embedding
+    if embedding_rate is not None and (ratio is None or not section.embeddings):
+        raise ConfigError(
+            "lora.loraplus_lr_embedding is the rate of an embedding's adapter under LoRA+; set "
+            "lora.embeddings and lora.loraplus_lr_ratio, too, or leave it out"
+        )
+    if ratio is None:
+        return []
+    rules = [(r".*/(lora_b|lora_magnitude|scale|bias)", ratio)]
+    if section.embeddings:
+        rate = 1e-6 if embedding_rate is None else embedding_rate
+        rules.insert(0, (r"embedding/lora_[ab]", rate / learning_rate))
+    return rules
 
 
 def adapter_options(section: LoraSection) -> AdapterOptions:
@@ -80,6 +132,7 @@ def adapter_options(section: LoraSection) -> AdapterOptions:
         layers_pattern=tuple(section.layers_pattern),
         use_rslora=section.use_rslora,
         use_dora=section.use_dora,
+        dropout=section.dropout,
         init=section.init,
         modules_to_save=tuple(section.modules_to_save),
         trainable_tokens=tuple(section.trainable_tokens),

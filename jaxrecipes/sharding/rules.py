@@ -29,6 +29,11 @@ PARAMETER_RULES: tuple[tuple[str, tuple[Any, ...]], ...] = (
     (r".*/(query|key|value|gate|up)/kernel", (GATHERED_AXES, "tensor")),
     (r".*/(output|down)/kernel", ("tensor", GATHERED_AXES)),
     (r".*/(query|key|value|gate|up)/bias", ("tensor",)),
+    # A quantised kernel is cut as the kernel would be; its scales too, where the axes divide them.
+    (r".*/(query|key|value|gate|up)/kernel_(int8|nf4|absmax)", (GATHERED_AXES, "tensor")),
+    (r".*/(output|down)/kernel_(int8|nf4|absmax)", ("tensor", GATHERED_AXES)),
+    (r".*/(query|key|value|gate|up)/kernel_scale", ("tensor",)),
+    (r".*/kernel_(scale|absmax_scale)", (None,)),
     # Low-rank adapters follow the kernel that they stand beside; the rank is never cut.
     (r".*/(query|key|value|gate|up)/lora_a", (GATHERED_AXES, None)),
     (r".*/(query|key|value|gate|up)/lora_b", (None, "tensor")),
@@ -36,7 +41,7 @@ PARAMETER_RULES: tuple[tuple[str, tuple[Any, ...]], ...] = (
     (r".*/(output|down)/lora_b", (None, GATHERED_AXES)),
     (r".*/(query|key|value|gate|up)/lora_magnitude", ("tensor",)),
     (r"(.*/(output|down)|embedding)/lora_magnitude", (None,)),
-    (r".*/lora_scale", ()),
+    (r".*/lora_(scale|dropout|salt)", ()),
     # The adapter of an embedding has as many rows as the table.
     (r"embedding/lora_a", (VOCABULARY_AXES, None)),
     (r"embedding/(lora_b|token_delta)", (None, None)),
@@ -166,8 +171,8 @@ def gather_layer(params: Any, compute_dtype: Any, mesh: Mesh | None) -> Any:
         mesh: The mesh; None changes nothing.
 
     Returns:
-        The tree; a leaf that `GATHERED_AXES` cut is whole and in `compute_dtype`, every other one
-        is as it was.
+        The tree; a leaf that `GATHERED_AXES` cut is whole and in `compute_dtype` (a quantised one
+        in its own), every other one is as it was.
     """
 
     def gather(path: Any, leaf: jax.Array) -> jax.Array:
@@ -177,6 +182,8 @@ def gather_layer(params: Any, compute_dtype: Any, mesh: Mesh | None) -> Any:
         whole = PartitionSpec(*(None if axes == GATHERED_AXES else axes for axes in cut))
         if whole == cut:
             return leaf
+        if _part(path[-1]).startswith("kernel_"):  # quantised: never cast, and without a gradient
+            return jax.lax.with_sharding_constraint(leaf, NamedSharding(mesh, whole))
         source, target = NamedSharding(mesh, cut), NamedSharding(mesh, whole)
         return _gathered(source, target, jnp.dtype(compute_dtype), leaf)
 

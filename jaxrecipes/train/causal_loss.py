@@ -90,6 +90,7 @@ def embeddings_loss(
         embeddings,
         batch["segment_ids"],
         batch["positions"],
+        dropout_seeds=batch.get("dropout_seeds"),
         compute_dtype=compute_dtype,
         layout=layout,
         remat=remat,

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import optax
 from optax.contrib import MuonDimensionNumbers, muon
 
@@ -87,7 +88,11 @@ def learning_rate_schedule(settings: OptimizerSettings) -> optax.Schedule:
 
 
 def make_optimizer(
-    settings: OptimizerSettings, *, layout: Layout, decays: Mapping[str, bool]
+    settings: OptimizerSettings,
+    *,
+    layout: Layout,
+    decays: Mapping[str, bool],
+    rates: Mapping[str, float] | None = None,
 ) -> optax.GradientTransformation:
     """Builds the optimizer of a trainable tree in its runtime layout.
 
@@ -99,6 +104,8 @@ def make_optimizer(
         settings: See `OptimizerSettings`.
         layout: The layout of the trees that the optimizer will see.
         decays: For each trainable canonical path whether weight decay applies.
+        rates: For each trainable canonical path the factor on its rate; None for 1. It multiplies
+            the whole update, its decay too, as another rate would. Leaves of one stack have one.
 
     Returns:
         An optax transformation.
@@ -147,9 +154,13 @@ def make_optimizer(
         )
     else:
         raise ConfigError(f"optimizer is {settings.name!r}; expected one of {OPTIMIZERS}")
-    if settings.clip_norm is None:
-        return update
-    return optax.chain(optax.clip_by_global_norm(settings.clip_norm), update)
+    parts = [update]
+    if settings.clip_norm is not None:
+        parts.insert(0, optax.clip_by_global_norm(settings.clip_norm))
+    if rates is not None and any(factor != 1 for factor in rates.values()):
+        factors = unflatten({runtime_path(layout, path): value for path, value in rates.items()})
+        parts.append(optax.stateless(lambda tree, _: jax.tree.map(jnp.multiply, tree, factors)))
+    return optax.chain(*parts) if len(parts) > 1 else update
 
 
 def _matrices(layout: Layout, tree: Any) -> Any:

@@ -13,6 +13,7 @@ from jaxrecipes.models.config import ModelConfig
 from jaxrecipes.models.execution import ONE_DEVICE, Execution
 from jaxrecipes.models.stacking import Layout, RematPolicy
 from jaxrecipes.params.paths import Tree
+from jaxrecipes.train.dropout import dropout_seeds
 from jaxrecipes.train.loss import next_token_targets
 from jaxrecipes.train.perturb.causal import causal_problem
 from jaxrecipes.train.perturb.protocol import Result
@@ -38,6 +39,7 @@ def make_train_step(
     spike_sigma: float = 6.0,
     execution: Execution = ONE_DEVICE,
     perturbation: Perturbation = UNPERTURBED,
+    dropout_key: jax.Array | None = None,
 ) -> StepFunction:
     """Builds the pure function from state and batch to the next state.
 
@@ -57,6 +59,7 @@ def make_train_step(
         spike_sigma: See `spikes.accepts`.
         execution: Devices and attention backend.
         perturbation: What is done to the word embeddings; its statistics are among the metrics.
+        dropout_key: PRNG key of the run, where adapters have dropout; None for none.
 
     Returns:
         `step(state, frozen, batch) -> (state, metrics)`; jit it with the state donated.
@@ -67,6 +70,9 @@ def make_train_step(
             batch["token_ids"], batch["segment_ids"], batch["loss_mask"]
         )
         count = jnp.sum(weights)
+        if dropout_key is not None:
+            step_key = jax.random.fold_in(dropout_key, state.step)
+            batch = {**batch, "dropout_seeds": dropout_seeds(step_key, batch)}
         problem = causal_problem(
             config,
             frozen,

@@ -89,7 +89,7 @@ def guarded_update(
         "loss": loss,
         "gradient_norm": norm,
         # The optimizer counts the updates that were applied, and so does its schedule.
-        "learning_rate": schedule(state.spikes.accepted),
+        "learning_rate": jnp.asarray(schedule(state.spikes.accepted)),
         "accepted": accepted,
         "skipped": after.spikes.skipped,
     }

@@ -174,7 +174,9 @@ def test_dora_treats_the_norm_as_a_constant() -> None:
     norms = column_norms(adapted_kernel(kernel, leaves))
 
     def ours(leaves: Any) -> jax.Array:
-        return jnp.sum(direction * add_adapter(inputs @ kernel, inputs, kernel, leaves))
+        return jnp.sum(
+            direction * add_adapter(inputs @ kernel, inputs, leaves | {"kernel": kernel})
+        )
 
     def with_constant_norm(leaves: Any) -> jax.Array:
         changed = kernel + leaves["lora_scale"] * leaves["lora_a"] @ leaves["lora_b"]

@@ -23,7 +23,12 @@ TOKENS = np.random.default_rng(0).integers(0, 200, (2, 20))
 
 def test_the_section_has_the_options_of_adapters_and_their_defaults() -> None:
     assert adapter_options(LoraSection()) == AdapterOptions()
-    assert set(LoraSection.model_fields) == set(AdapterOptions.__dataclass_fields__)
+    no_adapters = {
+        *("loraplus_lr_ratio", "loraplus_lr_embedding"),
+        *("base_quantization", "double_quantization"),
+    }
+    options = set(AdapterOptions.__dataclass_fields__)
+    assert set(LoraSection.model_fields) - no_adapters == options
     assert adapter_options(LoraSection(rank=5)).alpha == 10
 
 
@@ -72,3 +77,36 @@ def test_a_run_gives_an_adapter_and_the_merged_model(
     assert np.max(np.abs(expected - before)) > 1e-3
     found = our_logits(base.config, loaded.params, TOKENS)
     assert np.max(np.abs(found - expected)) < 1e-5
+
+
+@pytest.mark.slow
+def test_a_run_beside_a_quantised_base_with_two_rates(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "250")
+    config = small_config(tmp_path / "run")
+    del config["block_expansion"]
+    lora = {"rank": 2, "base_quantization": "nf4", "loraplus_lr_ratio": 4.0}
+    config.update(recipe="lora", lora=lora)
+    assert main(["run", str(write_config(tmp_path / "lora.yaml", config))]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    final = tmp_path / "run" / "arms" / "lora" / "final"
+    summary = json.loads((final.parent / "summary.json").read_text())
+    base = import_checkpoint(tmp_path / "run" / "base" / "model")
+    leaves = flatten(base.params)
+    # Four bits and scales in place of float32, and they still count as the parameters they are.
+    assert summary["frozen_parameters"] == sum(leaf.size for leaf in leaves.values())
+    kernels = sum(leaf.size for path, leaf in leaves.items() if "layers" in path and "kern" in path)
+    whole = 4 * summary["frozen_parameters"]
+    assert whole - 3.5 * kernels <= summary["frozen_bytes"] <= whole - 3 * kernels
+    assert "quantised kernels that were trained beside" in said and "peak rate" in said
+    rate = config["train"]["optimizer"]["learning_rate"]
+    rates = {row["leaves"].rpartition("/")[2]: row["rates"] for row in summary["what_trains"]}
+    assert rates["lora_a"] == [rate] and rates["lora_b"] == [4 * rate]
+    # The merged model is that of the written-out kernels; the adapter is as ever.
+    merged = import_checkpoint(final / "model")
+    loaded = read_adapter(final / "adapter", base.config, base.params)
+    difference = our_logits(merged.config, merged.params, TOKENS) - our_logits(
+        base.config, loaded.params, TOKENS
+    )
+    assert np.max(np.abs(difference)) > 1e-4

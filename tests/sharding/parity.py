@@ -1,4 +1,4 @@
-"""Losses, gradients and training on eight devices against one; prints how far they are apart."""
+"""Losses, gradients and training on several devices against one; prints how far they are apart."""
 
 from __future__ import annotations
 
@@ -11,8 +11,10 @@ import jax
 import numpy as np
 from jax.sharding import NamedSharding
 
+from jaxrecipes.config.recipe_options import LoraSection
 from jaxrecipes.models.execution import Execution
 from jaxrecipes.params.paths import flatten
+from jaxrecipes.recipes.lora import build
 from jaxrecipes.sharding.mesh import MeshShape, make_mesh
 from jaxrecipes.sharding.rules import ACTIVATION_RULES, state_shardings, tree_shardings
 from jaxrecipes.train.causal_loss import batch_loss
@@ -37,6 +39,10 @@ RULES = {
     "freeze": [("layers/[23]/.*", True), (".*", False)],
     "block_expansion": [("layers/[13]/.*", True), (".*", False)],
 }
+
+
+# On four devices.
+ADAPTER_MESHES = (MeshShape(fsdp=4), MeshShape(fsdp=2, tensor=2))
 
 
 def _place_batch(batch: Any, mesh: Any) -> Any:
@@ -80,14 +86,45 @@ def gradients(models: Any = MODELS, meshes: Any = MESHES) -> list[Any]:
 
 
 def training() -> list[Any]:
-    """[rules, mesh, largest difference of losses, of trained weights, frozen leaves same]."""
+    """See `_train`; block expansion, freezing and everything."""
     config = replace(tiny_config("untied"), vocab_size=64)
     params = tiny_params(config)
-    batches = [packed_batch(config, rows=8, seed=seed) for seed in range(20)]
+    cases = {name: (params, rules) for name, rules in RULES.items()}
+    return _train(config, cases, TRAINING_MESHES, steps=20)
+
+
+def adapters(case: str) -> list[Any]:
+    """See `_train`; adapters of one kind, or on a base of few bits."""
+    config = replace(tiny_config("untied", num_layers=2), vocab_size=64)
+    section = LoraSection(
+        rank=4,
+        base_quantization=case if case in ("int8", "nf4") else "none",
+        use_dora=case == "dora",
+    )
+    if case == "rest":
+        section = LoraSection(
+            rank=2,
+            targets=["q_proj", "down_proj"],
+            embeddings=True,
+            use_dora=True,
+            modules_to_save=["norm", "lm_head"],
+        )
+    elif case == "tokens":
+        section = LoraSection(rank=4, targets=["q_proj", "o_proj"], trainable_tokens=[7, 3])
+    made = build(config, tiny_params(config), section, jax.random.key(0))
+    return _train(config, {case: (made.params, made.rules)}, ADAPTER_MESHES, steps=6)
+
+
+def _train(config: Any, cases: Any, meshes: Any, steps: int) -> list[Any]:
+    """[case, mesh, largest difference of losses, of trained weights, frozen same, leaves cut].
+
+    A leaf is cut where a device holds a part of it, after the last step.
+    """
+    batches = [packed_batch(config, rows=8, seed=seed) for seed in range(steps)]
     found = []
-    for name, rules in RULES.items():
+    for name, (params, rules) in cases.items():
         curves, ends = {}, {}
-        for shape in (None, *TRAINING_MESHES):
+        for shape in (None, *meshes):
             mesh = None if shape is None else make_mesh(shape)
             step, state, frozen, _ = trainer(
                 config, params, rules, execution=Execution(mesh), micro_batches=1
@@ -111,10 +148,17 @@ def training() -> list[Any]:
                 for path, leaf in flatten(frozen).items()
             )
             apart = float(np.abs(curves[shape] - curves[None]).max())
-            found.append([name, str(shape), apart, _distance(ends[None], ends[shape]), same])
+            cut = [
+                path
+                for path, leaf in flatten(state.trainable).items()
+                if not leaf.sharding.is_fully_replicated
+            ]
+            weights = _distance(ends[None], ends[shape])
+            found.append([name, str(shape), apart, weights, same, cut])
     return found
 
 
 if __name__ == "__main__":
-    functions = (few_gradients, gradients, training)
-    print(json.dumps({one.__name__: one for one in functions}[sys.argv[1]]()))
+    functions = (few_gradients, gradients, training, adapters)
+    found = {one.__name__: one for one in functions}[sys.argv[1]](*sys.argv[2:])
+    print(json.dumps(found))

@@ -270,20 +270,24 @@ def test_dropout_is_another_one_in_every_step_and_of_every_key():
 
 ASCENT = Ascent(epsilon=0.1, noise=0.05, step_size=0.1)
 PERTURBERS = (
-    FGM(),
-    PGD(steps=2),
-    FreeLB(steps=2, initial_magnitude=0.1),
-    NEFTune(),
-    VAT(),
     SMART(ascent=ASCENT),
-    ALUM(ascent=ASCENT),
-    KimKang(PGD(steps=1)),
+    FreeLB(steps=2, initial_magnitude=0.1),
+    *(
+        pytest.param(one, marks=pytest.mark.long)
+        for one in (
+            FGM(),
+            PGD(steps=2),
+            NEFTune(),
+            VAT(),
+            ALUM(ascent=ASCENT),
+            KimKang(PGD(steps=1)),
+        )
+    ),
 )
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("perturber", PERTURBERS, ids=lambda one: type(one).__name__)
-@pytest.mark.parametrize("name", ["classes", "masked"])
+@pytest.mark.parametrize("name", ["classes", pytest.param("masked", marks=pytest.mark.long)])
 def test_every_perturbation_works_on_encoders(name, perturber):
     choice = Perturbation(perturber, teacher=teacher_kind(perturber))
     step, state, frozen, _ = trainer(name, perturbation=choice)
@@ -323,7 +327,7 @@ def test_the_dropout_of_a_step_is_that_of_the_written_out_loss():
     np.testing.assert_allclose(metrics["loss"], loss, rtol=1e-5)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_step_learns():
     # The tokens are random: without learning them by heart nobody gets below log(55), from 4.8.
     for name, share in (("classes", 0.8), ("masked", 0.9)):

@@ -76,6 +76,7 @@ def causal_problem(
             embeddings,
             batch["segment_ids"],
             batch["positions"],
+            dropout_seeds=batch.get("dropout_seeds"),
             compute_dtype=compute_dtype,
             layout=layout,
             remat=remat,
