@@ -14,8 +14,8 @@ if not SCRIPT.is_file():
     pytest.skip("there are no benchmarks beside the tests", allow_module_level=True)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("documents", [pytest.param("1", marks=pytest.mark.long), "4"])
+@pytest.mark.long
+@pytest.mark.parametrize("documents", ["1", "4"])
 def test_both_sides_start_with_the_same_loss_and_train_as_many_parameters(documents: str) -> None:
     pytest.importorskip("peft")
     done = subprocess.run(

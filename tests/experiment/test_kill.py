@@ -116,7 +116,7 @@ def test_sigkill_at_any_moment(
 @pytest.mark.parametrize(
     ("number", "code", "moment"),
     [
-        (signal.SIGTERM, 75, "in training"),
+        pytest.param(signal.SIGTERM, 75, "in training", marks=pytest.mark.long),
         pytest.param(signal.SIGINT, 130, "before training", marks=pytest.mark.long),
         pytest.param(signal.SIGTERM, 75, "before training", marks=pytest.mark.long),
         pytest.param(signal.SIGINT, 130, "in training", marks=pytest.mark.long),

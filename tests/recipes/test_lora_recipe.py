@@ -79,7 +79,7 @@ def test_a_run_gives_an_adapter_and_the_merged_model(
     assert np.max(np.abs(found - expected)) < 1e-5
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_run_beside_a_quantised_base_with_two_rates(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

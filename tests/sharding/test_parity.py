@@ -30,10 +30,9 @@ def test_training_does_not_depend_on_the_mesh():
     "case",
     [
         "lora",
-        "nf4",
         *(
             pytest.param(case, marks=pytest.mark.long)
-            for case in ("dora", "rest", "tokens", "int8")
+            for case in ("dora", "rest", "tokens", "int8", "nf4")
         ),
     ],
 )

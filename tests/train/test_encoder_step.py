@@ -116,8 +116,10 @@ def trainer(name, rules=((".*", True),), *, dropout=0.0, **options):
     return jax.jit(step), state, to_runtime(layout, frozen), layout
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(("name", "dropout"), [("classes", 0.1), ("masked", 0.0)])
+@pytest.mark.parametrize(
+    ("name", "dropout"),
+    [pytest.param("classes", 0.1, marks=pytest.mark.long), ("masked", 0.0)],
+)
 def test_micro_batches_do_not_change_the_losses(name, dropout):
     curves = []
     for micro_batches in (1, 8, 32):
