@@ -43,7 +43,6 @@ from jaxrecipes.train.encoder_step import make_objective_step
 from jaxrecipes.train.objectives import classification_objective, text_logits
 from jaxrecipes.train.optimizer import OptimizerSettings, learning_rate_schedule, make_optimizer
 from jaxrecipes.train.perturb import Clean, Perturbation, Perturber
-from jaxrecipes.train.perturb.options import teacher_kind
 from jaxrecipes.train.state import create_state
 
 SCORES: Mapping[Score, Callable[[np.ndarray, np.ndarray], float]] = {
@@ -167,9 +166,7 @@ class FineTuner:
         self.optimizer, schedule = make_adamw(
             shape, layout, total=self.total, learning_rate=settings.learning_rate
         )
-        self.perturbation = Perturbation(
-            settings.perturber, total_steps=self.total, teacher=teacher_kind(settings.perturber)
-        )
+        self.perturbation = Perturbation(settings.perturber, total_steps=self.total)
         step = make_objective_step(
             classification_objective(self.backbone, head),
             self.optimizer,

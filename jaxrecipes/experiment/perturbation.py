@@ -8,7 +8,7 @@ from typing import Any
 
 from jaxrecipes.config import Config
 from jaxrecipes.config.perturb import NOT_OPTIONS
-from jaxrecipes.train.perturb.options import build_method, teacher_kind
+from jaxrecipes.train.perturb.options import build_method
 from jaxrecipes.train.perturb.schedule import UNPERTURBED, Perturbation
 
 
@@ -31,7 +31,7 @@ def make_perturbation(config: Config, steps: int) -> Perturbation:
     options = section.model_dump(exclude=NOT_OPTIONS, exclude_none=True)
     method = build_method(section.method, options)
     clean_steps = min(math.ceil(section.warmup * steps), steps - 1)
-    return Perturbation(method, config.seed, clean_steps, steps, teacher_kind(method))
+    return Perturbation(method, clean_steps, steps)
 
 
 def describe_perturbation(config: Config, steps: int) -> dict[str, Any] | None:

@@ -195,7 +195,8 @@ def build_program(config: Config, base: Imported, steps: int, execution: Executi
         spike_sigma=config.train.spikes.sigma,
         execution=execution,
         perturbation=perturbation,
-        dropout_key=_dropout_key(config),
+        dropout=config.lora is not None and config.lora.dropout > 0,
+        key=jax.random.key(config.seed),
     )
     window = config.train.spikes.window
     state: Any = jax.eval_shape(
@@ -223,13 +224,6 @@ def build_program(config: Config, base: Imported, steps: int, execution: Executi
         surgery.keeps_function,
         perturbation,
     )
-
-
-def _dropout_key(config: Config) -> jax.Array | None:
-    if config.lora is None or not config.lora.dropout:
-        return None
-    # The key of the seed itself draws the adapters and the noise of perturbations.
-    return jax.random.fold_in(jax.random.key(config.seed), 1)
 
 
 def _trains(value: Any) -> bool:

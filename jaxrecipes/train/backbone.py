@@ -88,7 +88,10 @@ def decoder_backbone(
     remat: RematPolicy = "none",
     execution: Execution = ONE_DEVICE,
 ) -> Backbone:
-    """Makes a decoder a backbone; arguments and batches as for `encoder_backbone`, no dropout."""
+    """Makes a decoder a backbone; arguments as for `encoder_backbone`.
+
+    Batches can have `dropout_seeds`, see `train.dropout`, where adapters have dropout.
+    """
 
     def embed(params: Tree, batch: Batch) -> jax.Array:
         return decoder.embed(config, params, batch["token_ids"], compute_dtype, execution)
@@ -100,6 +103,7 @@ def decoder_backbone(
             embeddings,
             batch["segment_ids"],
             batch["positions"],
+            dropout_seeds=batch.get("dropout_seeds"),
             compute_dtype=compute_dtype,
             layout=layout,
             remat=remat,

@@ -13,11 +13,10 @@ from jaxrecipes.models.dropout import row_keys
 from jaxrecipes.params.paths import Tree
 from jaxrecipes.train.backbone import Batch
 from jaxrecipes.train.objectives import Objective
-from jaxrecipes.train.perturb.protocol import Result
 from jaxrecipes.train.perturb.schedule import UNPERTURBED, Perturbation
 from jaxrecipes.train.perturb.segments import count_segments
 from jaxrecipes.train.state import TrainState
-from jaxrecipes.train.update import Metrics, accumulate, guarded_update
+from jaxrecipes.train.update import Metrics, make_update
 
 # (state, frozen tree, batch, PRNG key of the run) -> (next state, metrics).
 ObjectiveStep = Callable[..., tuple[TrainState, Metrics]]
@@ -44,7 +43,7 @@ def make_objective_step(
         objective: From `objectives`.
         optimizer: From `optimizer.make_optimizer`.
         schedule: From `optimizer.learning_rate_schedule`, for the metrics.
-        perturbation: What is done to the word embeddings; its own seed is not read.
+        perturbation: What is done to the word embeddings.
         dropout: Give the batch `dropout_keys`; rates are those of the backbone and the head.
         micro_batches: Parts that the rows of a batch are cut into.
         spike_sigma: See `spikes.accepts`.
@@ -53,6 +52,13 @@ def make_objective_step(
         `step(state, frozen, batch, key) -> (state, metrics)`; jit it with the state donated. `key`
         is the PRNG key of the whole run.
     """
+    update = make_update(
+        optimizer,
+        schedule,
+        perturbation=perturbation,
+        micro_batches=micro_batches,
+        spike_sigma=spike_sigma,
+    )
 
     def step(
         state: TrainState,
@@ -69,21 +75,7 @@ def make_objective_step(
         count = objective.count(batch)
         problem = objective.problem(frozen, jnp.maximum(count, 1.0))
         problem = replace(problem, examples=count_segments(batch["segment_ids"]))
-
-        def part(rows: Batch) -> Result:
-            return perturbation(
-                problem, state.trainable, rows, noise_key, state.step, state.teacher
-            )
-
-        after, metrics = guarded_update(
-            state,
-            accumulate(part, batch, micro_batches),
-            optimizer,
-            count=count,
-            schedule=schedule,
-            spike_sigma=spike_sigma,
-            next_teacher=perturbation.next_teacher,
-        )
+        after, metrics = update(state, problem, batch, noise_key, count)
         return after, {**metrics, "supervised": count}
 
     return step

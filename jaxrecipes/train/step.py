@@ -16,11 +16,10 @@ from jaxrecipes.params.paths import Tree
 from jaxrecipes.train.dropout import dropout_seeds
 from jaxrecipes.train.loss import next_token_targets
 from jaxrecipes.train.perturb.causal import causal_problem
-from jaxrecipes.train.perturb.protocol import Result
 from jaxrecipes.train.perturb.schedule import UNPERTURBED, Perturbation
 from jaxrecipes.train.perturb.segments import count_segments
 from jaxrecipes.train.state import TrainState
-from jaxrecipes.train.update import Metrics, accumulate, guarded_update
+from jaxrecipes.train.update import Metrics, make_update
 
 Batch = dict[str, jax.Array]
 StepFunction = Callable[[TrainState, Tree, Batch], tuple[TrainState, Metrics]]
@@ -39,7 +38,8 @@ def make_train_step(
     spike_sigma: float = 6.0,
     execution: Execution = ONE_DEVICE,
     perturbation: Perturbation = UNPERTURBED,
-    dropout_key: jax.Array | None = None,
+    dropout: bool = False,
+    key: jax.Array | None = None,
 ) -> StepFunction:
     """Builds the pure function from state and batch to the next state.
 
@@ -59,20 +59,29 @@ def make_train_step(
         spike_sigma: See `spikes.accepts`.
         execution: Devices and attention backend.
         perturbation: What is done to the word embeddings; its statistics are among the metrics.
-        dropout_key: PRNG key of the run, where adapters have dropout; None for none.
+        dropout: Drop what adapters that have dropout say.
+        key: PRNG key of the run, of which noise and dropout are a function; None for key 0.
 
     Returns:
         `step(state, frozen, batch) -> (state, metrics)`; jit it with the state donated.
     """
+    update = make_update(
+        optimizer,
+        schedule,
+        perturbation=perturbation,
+        micro_batches=micro_batches,
+        spike_sigma=spike_sigma,
+    )
+    run_key = jax.random.key(0) if key is None else key
 
     def step(state: TrainState, frozen: Tree, batch: Batch) -> tuple[TrainState, Metrics]:
         _, weights = next_token_targets(
             batch["token_ids"], batch["segment_ids"], batch["loss_mask"]
         )
         count = jnp.sum(weights)
-        if dropout_key is not None:
-            step_key = jax.random.fold_in(dropout_key, state.step)
-            batch = {**batch, "dropout_seeds": dropout_seeds(step_key, batch)}
+        if dropout:
+            dropout_key = jax.random.fold_in(jax.random.fold_in(run_key, 1), state.step)
+            batch = {**batch, "dropout_seeds": dropout_seeds(dropout_key, batch)}
         problem = causal_problem(
             config,
             frozen,
@@ -84,20 +93,8 @@ def make_train_step(
             loss_chunk=loss_chunk,
             execution=execution,
         )
-        key = perturbation.key(state.step)
-
-        def part(rows: Batch) -> Result:
-            return perturbation(problem, state.trainable, rows, key, state.step, state.teacher)
-
-        after, metrics = guarded_update(
-            state,
-            accumulate(part, batch, micro_batches),
-            optimizer,
-            count=count,
-            schedule=schedule,
-            spike_sigma=spike_sigma,
-            next_teacher=perturbation.next_teacher,
-        )
+        noise_key = jax.random.fold_in(run_key, state.step)
+        after, metrics = update(state, problem, batch, noise_key, count)
         return after, {**metrics, "supervised_tokens": count}
 
     return step

@@ -3,32 +3,84 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from jaxrecipes.params.paths import Tree
-from jaxrecipes.train.perturb.protocol import Batch, Result
+from jaxrecipes.train.perturb.protocol import Batch, Problem, Result
+from jaxrecipes.train.perturb.schedule import Perturbation
 from jaxrecipes.train.spikes import accepts, remember
 from jaxrecipes.train.state import TrainState
 
 Metrics = dict[str, jax.Array]
+Update = Callable[[TrainState, Problem, Batch, jax.Array, jax.Array], tuple[TrainState, Metrics]]
 
 
-def accumulate(one: Callable[[Batch], Result], batch: Batch, micro_batches: int) -> Result:
-    """Adds up loss, gradient and statistics of the parts of a batch, one part at a time.
+def make_update(
+    optimizer: optax.GradientTransformation,
+    schedule: optax.Schedule,
+    *,
+    perturbation: Perturbation,
+    micro_batches: int,
+    spike_sigma: float,
+) -> Update:
+    """Builds what follows in a step when the problem of its batch is known.
 
     Args:
-        one: Computes a part's share: divided by the tokens or examples of the whole batch.
-        batch: Arrays [rows, ...].
-        micro_batches: Parts that the rows are cut into.
+        optimizer: From `optimizer.make_optimizer`.
+        schedule: From `optimizer.learning_rate_schedule`, for the metrics.
+        perturbation: What is done to the word embeddings; its statistics are among the metrics.
+        micro_batches: Parts that the rows of a batch are cut into.
+        spike_sigma: See `spikes.accepts`.
 
     Returns:
-        The sums.
+        (state, problem, batch, PRNG key of the step, count) -> (next state, metrics). The problem's
+        loss of a part is its share of the whole batch's. The count, float32 scalar, is that of
+        supervised examples or tokens; a batch without any is refused like one that the spike guard
+        refuses, since it has nothing to teach and must not decay the weights.
     """
+
+    def update(
+        state: TrainState, problem: Problem, batch: Batch, key: jax.Array, count: jax.Array
+    ) -> tuple[TrainState, Metrics]:
+        def part(rows: Batch) -> Result:
+            return perturbation(problem, state.trainable, rows, key, state.step, state.teacher)
+
+        loss, gradient, statistics = _accumulate(part, batch, micro_batches)
+        norm = optax.tree.norm(gradient)
+        accepted = accepts(state.spikes, loss, norm, spike_sigma) & (count > 0)
+        updates, optimizer_state = optimizer.update(
+            gradient, state.optimizer_state, state.trainable
+        )
+
+        def keep(new: Any, old: Any) -> Any:
+            return jax.tree.map(lambda n, o: jnp.where(accepted, n, o), new, old)
+
+        trainable = keep(optax.apply_updates(state.trainable, updates), state.trainable)
+        after = TrainState(
+            step=state.step + 1,
+            trainable=trainable,
+            optimizer_state=keep(optimizer_state, state.optimizer_state),
+            spikes=remember(state.spikes, loss, norm, accepted),
+            teacher=perturbation.next_teacher(state.teacher, trainable, state.step),
+        )
+        return after, {
+            **statistics,
+            "loss": loss,
+            "gradient_norm": norm,
+            # The optimizer counts the updates that were applied, and so does its schedule.
+            "learning_rate": jnp.asarray(schedule(state.spikes.accepted)),
+            "accepted": accepted,
+            "skipped": after.spikes.skipped,
+        }
+
+    return update
+
+
+def _accumulate(one: Callable[[Batch], Result], batch: Batch, micro_batches: int) -> Result:
+    """Adds up loss, gradient and statistics of the parts of a batch, one part at a time."""
     if micro_batches == 1:
         return one(batch)
     parts = jax.tree.map(lambda rows: rows.reshape(micro_batches, -1, *rows.shape[1:]), batch)
@@ -39,57 +91,3 @@ def accumulate(one: Callable[[Batch], Result], batch: Batch, micro_batches: int)
         return jax.tree.map(jnp.add, total, one(part)), None
 
     return jax.lax.scan(add, zero, parts)[0]
-
-
-def guarded_update(
-    state: TrainState,
-    result: Result,
-    optimizer: optax.GradientTransformation,
-    *,
-    count: jax.Array,
-    schedule: optax.Schedule,
-    spike_sigma: float,
-    next_teacher: Callable[[Tree | None, Tree, jax.Array], Tree | None],
-) -> tuple[TrainState, Metrics]:
-    """Applies one update, or leaves everything as it is where the spike guard refuses it.
-
-    Args:
-        state: Before.
-        result: Of the trainable tree; the loss is the mean that was differentiated.
-        optimizer: The optimizer.
-        count: float32 scalar, supervised examples or tokens; a batch without any is refused, since
-            it has nothing to teach and must not decay the weights.
-        schedule: The learning rate by updates made, for the metrics.
-        spike_sigma: See `spikes.accepts`.
-        next_teacher: See `Perturbation.next_teacher`.
-
-    Returns:
-        The next state, and metrics: the result's statistics among them.
-    """
-    loss, gradient, statistics = result
-    norm = optax.tree.norm(gradient)
-    accepted = accepts(state.spikes, loss, norm, spike_sigma) & (count > 0)
-    updates, optimizer_state = optimizer.update(gradient, state.optimizer_state, state.trainable)
-    trainable = optax.apply_updates(state.trainable, updates)
-
-    def keep(new: Any, old: Any) -> Any:
-        return jax.tree.map(lambda n, o: jnp.where(accepted, n, o), new, old)
-
-    kept = keep(trainable, state.trainable)
-    after = replace(
-        state,
-        step=state.step + 1,
-        trainable=kept,
-        optimizer_state=keep(optimizer_state, state.optimizer_state),
-        spikes=remember(state.spikes, loss, norm, accepted),
-        teacher=next_teacher(state.teacher, kept, state.step),
-    )
-    return after, {
-        **statistics,
-        "loss": loss,
-        "gradient_norm": norm,
-        # The optimizer counts the updates that were applied, and so does its schedule.
-        "learning_rate": jnp.asarray(schedule(state.spikes.accepted)),
-        "accepted": accepted,
-        "skipped": after.spikes.skipped,
-    }

@@ -193,7 +193,8 @@ def test_a_step_drops_anew_and_micro_batches_drop_the_same() -> None:
             params,
             rules,
             micro_batches=micro_batches,
-            dropout_key=None if key is None else jax.random.key(key),
+            dropout=key is not None,
+            key=None if key is None else jax.random.key(key),
         )
         batch = packed_batch(config, rows=4)
         later = state.replace(step=state.step + 1)

@@ -46,7 +46,6 @@ from jaxrecipes.train.perturb import (
     NEFTune,
     Perturbation,
 )
-from jaxrecipes.train.perturb.options import teacher_kind
 from jaxrecipes.train.state import create_state
 from tests.tiny import tiny_config, tiny_params
 
@@ -291,7 +290,7 @@ PERTURBERS = (
 @pytest.mark.parametrize("perturber", PERTURBERS, ids=lambda one: type(one).__name__)
 @pytest.mark.parametrize("name", ["classes", pytest.param("masked", marks=pytest.mark.long)])
 def test_every_perturbation_works_on_encoders(name, perturber):
-    choice = Perturbation(perturber, teacher=teacher_kind(perturber))
+    choice = Perturbation(perturber)
     step, state, frozen, _ = trainer(name, perturbation=choice)
     other = jax.tree.map(lambda leaf: leaf + 0.01, state.trainable)
     state = state.replace(teacher=choice.first_teacher(state.trainable, other))

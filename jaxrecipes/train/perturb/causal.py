@@ -13,7 +13,8 @@ from jaxrecipes.models.execution import ONE_DEVICE, Execution
 from jaxrecipes.models.stacking import Layout, RematPolicy
 from jaxrecipes.params.partition import combine
 from jaxrecipes.params.paths import Tree
-from jaxrecipes.train.causal_loss import embeddings_loss
+from jaxrecipes.train.backbone import decoder_backbone
+from jaxrecipes.train.causal_loss import states_loss
 from jaxrecipes.train.loss import next_token_targets
 from jaxrecipes.train.perturb.divergence import chunked_kl
 from jaxrecipes.train.perturb.protocol import Batch, Problem
@@ -47,42 +48,23 @@ def causal_problem(
     Returns:
         The problem; the divergence is KL of the next-token distributions at supervised tokens.
     """
+    backbone = decoder_backbone(
+        config, layout=layout, compute_dtype=compute_dtype, remat=remat, execution=execution
+    )
 
     def embed(trainable: Tree, batch: Batch) -> jax.Array:
-        params = combine(trainable, frozen)
-        return decoder.embed(config, params, batch["token_ids"], compute_dtype, execution)
-
-    def loss(trainable: Tree, embeddings: jax.Array, batch: Batch) -> jax.Array:
-        total = embeddings_loss(
-            config,
-            combine(trainable, frozen),
-            embeddings,
-            batch,
-            layout=layout,
-            compute_dtype=compute_dtype,
-            remat=remat,
-            loss_chunk=loss_chunk,
-            execution=execution,
-        )
-        return total / count
+        return backbone.embed(combine(trainable, frozen), batch)
 
     def outputs(
         trainable: Tree, embeddings: jax.Array, batch: Batch
     ) -> tuple[jax.Array, jax.Array]:
         params = combine(trainable, frozen)
-        states = decoder.hidden_states_of_embeddings(
-            config,
-            params,
-            embeddings,
-            batch["segment_ids"],
-            batch["positions"],
-            dropout_seeds=batch.get("dropout_seeds"),
-            compute_dtype=compute_dtype,
-            layout=layout,
-            remat=remat,
-            execution=execution,
-        )
-        return states, decoder.stored_head(config, params)
+        return backbone.states(params, embeddings, batch), decoder.stored_head(config, params)
+
+    def loss(trainable: Tree, embeddings: jax.Array, batch: Batch) -> jax.Array:
+        states, head = outputs(trainable, embeddings, batch)
+        mesh = execution.mesh
+        return states_loss(config, states, head, batch, loss_chunk=loss_chunk, mesh=mesh) / count
 
     def divergence(first: Any, second: Any, batch: Batch) -> jax.Array:
         _, weights = next_token_targets(

@@ -10,7 +10,6 @@ from jaxrecipes.errors import ConfigError
 from jaxrecipes.train.perturb.adversarial import FGM, PGD, FreeLB, KimKang
 from jaxrecipes.train.perturb.noise import NEFTune
 from jaxrecipes.train.perturb.protocol import Perturber
-from jaxrecipes.train.perturb.schedule import TeacherKind
 from jaxrecipes.train.perturb.virtual import ALUM, SMART, VAT, Ascent
 
 # Name -> the class, the field of it that holds a part, and the part's class.
@@ -62,13 +61,6 @@ def build_method(method: str, options: Mapping[str, Any]) -> Perturber:
     own = {name: value for name, value in options.items() if name not in inner}
     part_options = {name: value for name, value in options.items() if name in inner}
     return kind(**own, **{part: part_kind(**part_options)})
-
-
-def teacher_kind(method: Perturber) -> TeacherKind:
-    """Returns which teacher a method reads."""
-    if isinstance(method, KimKang):
-        return "fixed"
-    return "mean" if isinstance(method, SMART) and method.proximal else "none"
 
 
 def _method(name: str) -> tuple[Callable[..., Perturber], str, Callable[..., Any] | None]:

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxrecipes.params.paths import Tree
+from jaxrecipes.train.perturb.adversarial import KimKang
 from jaxrecipes.train.perturb.protocol import (
     Batch,
     Clean,
@@ -18,6 +19,7 @@ from jaxrecipes.train.perturb.protocol import (
     Task,
     update_teacher,
 )
+from jaxrecipes.train.perturb.virtual import SMART
 
 # mean: an average of past parameters, which begins as the parameters themselves (SMART).
 # fixed: parameters of another model, which stay (Kim and Kang).
@@ -33,17 +35,20 @@ class Perturbation:
 
     Attributes:
         method: The method with its options.
-        seed: Of the noise, see `key`.
         clean_steps: Steps of the run before the method begins; they train on clean embeddings.
         total_steps: Length of the run.
-        teacher: What `TrainState.teacher` is.
     """
 
     method: Perturber
-    seed: int = 0
     clean_steps: int = 0
     total_steps: int = 1
-    teacher: TeacherKind = "none"
+
+    @property
+    def teacher(self) -> TeacherKind:
+        """What `TrainState.teacher` is: the teacher that the method reads."""
+        if isinstance(self.method, KimKang):
+            return "fixed"
+        return "mean" if isinstance(self.method, SMART) and self.method.proximal else "none"
 
     def __call__(
         self,
@@ -60,7 +65,7 @@ class Perturbation:
             problem: The model; its loss is a share of the whole batch's.
             params: What is differentiated.
             batch: See `Task`.
-            key: PRNG key of the step, such as `key(step)`.
+            key: PRNG key of the step, for noise.
             step: int32 scalar, number of the step.
             teacher: `TrainState.teacher`.
 
@@ -85,10 +90,6 @@ class Perturbation:
             return Result(found.loss, found.gradient, statistics)
 
         return jax.lax.cond(step < self.clean_steps, clean, perturbed, params)
-
-    def key(self, step: jax.Array) -> jax.Array:
-        """Returns the key of a step, a function of the seed and the step's number."""
-        return jax.random.fold_in(jax.random.key(self.seed), step)
 
     def first_teacher(self, params: Tree, other: Tree | None = None) -> Tree | None:
         """Returns the teacher before the first step.

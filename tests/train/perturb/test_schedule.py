@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 
-from jaxrecipes.train.perturb.options import build_method, teacher_kind
+from jaxrecipes.train.perturb.options import build_method
 from jaxrecipes.train.perturb.schedule import UNPERTURBED, Perturbation
 from tests.tiny import packed_batch, tiny_config, tiny_params, trainer
 
@@ -24,8 +24,7 @@ RULES = [(r"embedding/table", False), (r".*", True)]
 
 
 def perturbation(name: str, **changes: int) -> Perturbation:
-    method = build_method(name, OPTIONS[name])
-    return Perturbation(method, total_steps=20, teacher=teacher_kind(method), **changes)
+    return Perturbation(build_method(name, OPTIONS[name]), total_steps=20, **changes)
 
 
 def train(choice: Perturbation, steps: int = 3, **options):
