@@ -26,7 +26,8 @@ METHOD_OPTIONS: Mapping[str, tuple[str, ...]] = {
 NOT_OPTIONS = {"method", "warmup", "teacher"}
 # Recipes whose trained leaves are leaves of the base, which another checkpoint has, too.
 TEACHER_RECIPES = ("freeze", "full", "in_context_pretraining", "strided_freeze")
-# The least entry of a perturbation that bfloat16 does not round away beside a word embedding.
+# The least entry of a perturbation that bfloat16 does not round away beside a word embedding. Of
+# SmolLM2-135M's, 1e-3 changes 99.7 % (cosine with what was added 0.98), 1e-4 23 % (0.48), 1e-5 3 %.
 LEAST_BFLOAT16 = 1e-3
 
 

@@ -30,7 +30,7 @@ from jaxrecipes.checkpoint.peft import write_adapter
 from jaxrecipes.config import Arm, Config, config_hash, expand_arms, resolved_yaml
 from jaxrecipes.durable import write_json
 from jaxrecipes.environment import describe_environment
-from jaxrecipes.errors import ConfigError, JaxrecipesError
+from jaxrecipes.errors import CheckpointError, ConfigError, JaxrecipesError
 from jaxrecipes.experiment.arm import TrainedArm, train_arm
 from jaxrecipes.experiment.base_model import BaseModel, locate_base
 from jaxrecipes.experiment.data_sets import DataSets, prepare_data
@@ -186,7 +186,8 @@ def check_arms(arms: Sequence[Arm], model: ModelConfig) -> dict[str, Devices]:
         Arm -> its devices.
 
     Raises:
-        ConfigError: Options or rules of an arm do not fit the model; names the arm.
+        CheckpointError: An arm's teacher cannot be used; names the arm.
+        ConfigError: Options or rules of an arm do not fit the model; likewise.
     """
     base = Imported(model, abstract_params(model), Path(), {})
     devices = {}
@@ -197,8 +198,8 @@ def check_arms(arms: Sequence[Arm], model: ModelConfig) -> dict[str, Devices]:
             steps = arm.config.train.steps or 1_000_000
             build_program(arm.config, base, steps, devices[arm.name].execution)
             locate_teacher(arm.config, model)
-        except ConfigError as error:
-            raise ConfigError(f"arm {arm.name}: {error}") from error
+        except (CheckpointError, ConfigError) as error:
+            raise type(error)(f"arm {arm.name}: {error}") from error
     return devices
 
 

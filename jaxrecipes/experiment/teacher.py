@@ -36,7 +36,10 @@ def locate_teacher(config: Config, base: ModelConfig) -> Path | None:
     section = config.train.perturb
     if section is None or section.teacher is None:
         return None
-    folder = resolve_reference(section.teacher)
+    try:
+        folder = resolve_reference(section.teacher)
+    except CheckpointError as error:
+        raise CheckpointError(f"train.perturb.teacher: {error}") from error
     if not folder.is_dir():
         raise CheckpointError(
             f"train.perturb.teacher: {folder} is a file; expected the folder of a trained model, "

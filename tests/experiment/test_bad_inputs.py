@@ -116,6 +116,15 @@ CASES: list[tuple[str, Spoil, str, int]] = [
         USAGE,
     ),
     (
+        "perturb-teacher-not-there",
+        put(
+            "compare",
+            [{**FULL, "train": {"perturb": {"method": "kim_kang", "teacher": "/not/there"}}}],
+        ),
+        "arm full: train.perturb.teacher: checkpoint '/not/there' does not exist",
+        DATA,
+    ),
+    (
         "perturb-rounded-away",
         both(
             put("train.perturb", {"method": "alum"}),

