@@ -3,10 +3,17 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
+
+CHAT_TEMPLATE = (
+    "{% for m in messages %}{{ m.role + ': ' + m.content }}"
+    "{{ eos_token if m.role == 'assistant' }}{{ '\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ 'assistant: ' }}{% endif %}"
+)
 
 
 def small_config(output: Path) -> dict[str, Any]:
@@ -32,6 +39,30 @@ def small_config(output: Path) -> dict[str, Any]:
         },
         "evaluate": {"points": 1, "learn_documents": 2, "choices": None, "last_words": None},
     }
+
+
+def chat_config(folder: Path, answers: Sequence[str], **supervise: Any) -> dict[str, Any]:
+    """Returns the plain data of full fine-tuning on chats with these answers."""
+    rows = [
+        {
+            "messages": [
+                {"role": "user", "content": f"What is {n}?"},
+                {"role": "assistant", "content": answer},
+            ]
+        }
+        for n, answer in enumerate(answers)
+    ]
+    (folder / "chats.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (folder / "template.jinja").write_text(CHAT_TEMPLATE)
+    config = small_config(folder / "out")
+    del config["block_expansion"]
+    config |= {"recipe": "full"}
+    config["data"] |= {
+        "learn": [{"source": str(folder / "chats.jsonl")}],
+        "supervise": {"chat_template": str(folder / "template.jinja"), **supervise},
+    }
+    config["train"] |= {"steps": 2}
+    return config
 
 
 def write_config(path: Path, data: Any) -> Path:

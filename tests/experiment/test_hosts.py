@@ -11,7 +11,7 @@ import pytest
 
 from jaxrecipes.train.metrics import read_records
 from tests.experiment.hosts import SILENT_SECONDS, start_hosts, wait_for
-from tests.experiment.small import small_config, write_config
+from tests.experiment.small import chat_config, small_config, write_config
 
 pytestmark = pytest.mark.slow
 ARM = "block_expansion"
@@ -71,6 +71,27 @@ def test_two_hosts_learn_what_one_device_learns(tmp_path, cache):
         assert max(abs(a - b) for a, b in zip(expected, found, strict=True)) < 1e-5, arm
     # One writer: every record once, and one finished model an arm.
     assert all((two / "arms" / arm / "final" / "model").is_dir() for arm in (ARM, "full"))
+
+
+@pytest.mark.long
+def test_two_hosts_weigh_what_is_supervised_as_one_device_does(tmp_path, cache):
+    """Some rows have much to learn and some little, so that a mean of hosts' means differs."""
+    answers = [f"Number {n}: " + "very warm, " * (1 if n % 3 else 9) for n in range(24)]
+    data = chat_config(tmp_path, answers)
+    data["train"] |= {"steps": 6, "micro_batch_size": 2}
+    config = write_config(tmp_path / "config.yaml", data)
+    one, two = tmp_path / "one", tmp_path / "two"
+    whole = "train.micro_batch_size=4"
+    codes, printed = run(config, one, tmp_path / "1", cache, whole, hosts=1, devices=1)
+    assert codes == [0], printed[0][-3000:]
+    codes, printed = run(config, two, tmp_path / "2", cache, hosts=2, devices=1)
+    assert codes == [0, 0], printed[0][-3000:] + printed[1][-3000:]
+    records = read_records(one / "arms" / "full" / "metrics.jsonl")
+    # Not every step has as many targets, so weights matter.
+    assert len({record["supervised_tokens"] for record in records}) > 1
+    expected, found = losses(one, "full"), losses(two, "full")
+    assert len(found) == len(expected) == 6
+    assert max(abs(a - b) for a, b in zip(expected, found, strict=True)) < 1e-5
 
 
 @pytest.mark.long

@@ -16,44 +16,18 @@ from jaxrecipes import cli
 from jaxrecipes.config import load_config
 from jaxrecipes.data.store import open_prepared
 from jaxrecipes.experiment.inspect import preview
-from tests.experiment.small import small_config, write_config
+from tests.experiment.small import CHAT_TEMPLATE, chat_config, write_config
 
-TEMPLATE = (
-    "{% for m in messages %}{{ m.role + ': ' + m.content }}"
-    "{{ eos_token if m.role == 'assistant' }}{{ '\n' }}{% endfor %}"
-    "{% if add_generation_prompt %}{{ 'assistant: ' }}{% endif %}"
-)
 END = "<|endoftext|>"
 ANSWERS = [f"It is {'warm' if n % 3 else 'cold'}, number {n}." for n in range(24)]
-
-
-def chat_config(folder: Path, **data: Any) -> dict[str, Any]:
-    rows = [
-        {
-            "messages": [
-                {"role": "user", "content": f"What is {n}?"},
-                {"role": "assistant", "content": answer},
-            ]
-        }
-        for n, answer in enumerate(ANSWERS)
-    ]
-    (folder / "chats.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    (folder / "template.jinja").write_text(TEMPLATE)
-    config = small_config(folder / "out")
-    del config["block_expansion"]
-    config |= {"recipe": "full"}
-    config["data"] |= {
-        "learn": [{"source": str(folder / "chats.jsonl")}],
-        "supervise": {"chat_template": str(folder / "template.jinja"), **data},
-    }
-    config["train"] |= {"steps": 2}
-    return config
 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("supervised")
-    assert cli.main(["run", str(write_config(folder / "c.yaml", chat_config(folder)))]) == 0
+    assert (
+        cli.main(["run", str(write_config(folder / "c.yaml", chat_config(folder, ANSWERS)))]) == 0
+    )
     return folder / "out"
 
 
@@ -86,8 +60,8 @@ def test_training_and_measuring_see_the_answers_only(finished):
 
 def test_the_exported_model_carries_the_template_it_was_trained_with(finished):
     model = finished / "arms" / "full" / "final" / "model"
-    assert (model / "chat_template.jinja").read_text() == TEMPLATE
-    assert AutoTokenizer.from_pretrained(model).chat_template == TEMPLATE
+    assert (model / "chat_template.jinja").read_text() == CHAT_TEMPLATE
+    assert AutoTokenizer.from_pretrained(model).chat_template == CHAT_TEMPLATE
 
 
 def test_the_key_covers_template_and_turns(finished):
@@ -96,7 +70,7 @@ def test_the_key_covers_template_and_turns(finished):
 
 
 def test_preview_names_the_shape_and_colours_the_answers(tmp_path):
-    config = load_config(write_config(tmp_path / "c.yaml", chat_config(tmp_path)))
+    config = load_config(write_config(tmp_path / "c.yaml", chat_config(tmp_path, ANSWERS)))
     console = Console(file=io.StringIO(), width=100, record=True, force_terminal=True)
     assert preview(config, console=console) is None
     styled = console.export_text(styles=True, clear=False)
@@ -108,7 +82,7 @@ def test_preview_names_the_shape_and_colours_the_answers(tmp_path):
 
 
 def test_without_a_template_the_way_out_is_named(tmp_path, capsys):
-    config = chat_config(tmp_path)
+    config = chat_config(tmp_path, ANSWERS)
     del config["data"]["supervise"]
     assert cli.main(["run", str(write_config(tmp_path / "c.yaml", config))]) == 2
     said = " ".join(capsys.readouterr().err.split())
@@ -116,7 +90,7 @@ def test_without_a_template_the_way_out_is_named(tmp_path, capsys):
 
 
 def test_supervised_examples_do_not_see_each_other(tmp_path, capsys):
-    config = chat_config(tmp_path)
+    config = chat_config(tmp_path, ANSWERS)
     config["data"]["attend"] = "context"
     assert cli.main(["run", str(write_config(tmp_path / "c.yaml", config))]) == 2
     assert "must not see each other" in " ".join(capsys.readouterr().err.split())
