@@ -69,7 +69,7 @@ def fields(section: type[Section] = Config) -> set[tuple[str, str]]:
     return found
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_run_reads_every_key_of_the_schema(tmp_path, monkeypatch):
     """Records which keys are read by code outside of the config package while tiny runs run."""
     reads: set[tuple[str, str]] = set()

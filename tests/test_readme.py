@@ -2,6 +2,7 @@ import re
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from jaxrecipes.checkpoint import import_checkpoint
 from jaxrecipes.checkpoint.random_model import write_random_model
@@ -10,6 +11,7 @@ from jaxrecipes.params import flatten, switch_off_new_blocks
 README = Path(__file__).resolve().parents[1] / "README.md"
 
 
+@pytest.mark.slow
 def test_the_python_example_runs_as_it_is_printed(tmp_path, monkeypatch):
     code = re.search(r"```python\n(.*?)```", README.read_text(), re.S).group(1)
     write_random_model(tmp_path / "base", "tiny-llama", seed=0)

@@ -57,6 +57,7 @@ def test_hidden_states_match_transformers(kind, tmp_path):
     assert all(name.startswith("pooler.") for name in encoder.unused)
 
 
+@pytest.mark.slow
 def test_bge_m3_reads_eight_thousand_tokens(tmp_path):
     folder = write_encoder(tmp_path, "bge-m3")
     token_ids, mask = batch_of([8192], 60, pad=1)

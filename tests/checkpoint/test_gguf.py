@@ -367,7 +367,7 @@ def test_a_truncated_file_is_named(tmp_path: Path) -> None:
             import_checkpoint(path)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_smollm2_equals_transformers_reading_of_the_file(smollm2_folder: Path) -> None:
     pytest.importorskip("torch")
     pytest.importorskip("accelerate")

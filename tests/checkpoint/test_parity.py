@@ -122,7 +122,7 @@ def test_transformers_reads_an_expanded_model(
     assert np.max(np.abs(theirs - base)) > 1e-2
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_transformers_reads_an_expanded_smollm2(smollm2_folder: Path, tmp_path: Path) -> None:
     tokenizer = load_tokenizer(smollm2_folder)
     token_ids = np.asarray(tokenizer("Water boils earlier on high mountains. " * 4)["input_ids"])

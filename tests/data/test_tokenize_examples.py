@@ -123,6 +123,7 @@ def unpacked(documents: list[TokenizedDocument], length: int) -> dict[str, Any]:
     return {key: np.concatenate([one[key] for one in alone]) for key in alone[0]}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["llama", pytest.param("sliding", marks=pytest.mark.long)])
 def test_loss_and_gradient_are_those_of_unpacked_examples_in_any_micro_batches(kind):
     """1 x 32, 8 x 4 and 32 x 1 (micro-batches x rows), packed and not: one and the same step."""

@@ -52,6 +52,7 @@ def adapter(config: Any, base: Any, options: AdapterOptions, seed: int) -> Any:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SETS)
 def test_equals_one_by_one(name: str) -> None:
     config = tiny_config(num_layers=3)

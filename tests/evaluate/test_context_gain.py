@@ -58,6 +58,7 @@ def test_the_same_tokens_are_scored_behind_three_contexts(seed, count):
         assert behind["after_random"][place][0].tolist() in others
 
 
+@pytest.mark.slow
 def test_the_losses_are_the_models_own():
     """Against one forward pass for each sequence."""
     config, params = tiny_config(), loud_params(tiny_config(), 3)

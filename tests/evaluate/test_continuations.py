@@ -3,6 +3,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -48,6 +49,7 @@ def test_every_sequence_lies_in_one_place_alone(lengths, batch_tokens):
     assert all(len(found) == 1 for found in shapes.values())
 
 
+@pytest.mark.slow
 def test_scores_equal_brute_force_in_the_order_asked_for(config):
     params = loud_params(config, 3)
     generator = np.random.default_rng(0)

@@ -139,6 +139,7 @@ def test_rolling_scores_every_token_once(folder, ours, monkeypatch, length, wind
         done = stop
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("limit", [5, 40])
 def test_generation_is_that_of_the_hf_backend(ours, theirs, limit):
     options = {"until": ["a", "\n\n"], "max_gen_toks": limit, "do_sample": False}
@@ -345,6 +346,7 @@ sys.exit(code)
 """
 
 
+@pytest.mark.slow
 def test_the_command_needs_no_torch_and_no_hub(folder, include, tmp_path):
     table = tmp_path / "table.json"
     done = subprocess.run(
@@ -368,6 +370,7 @@ def test_the_command_needs_no_torch_and_no_hub(folder, include, tmp_path):
     assert written["scores"][0]["stderr"] is not None
 
 
+@pytest.mark.slow
 def test_a_config_and_a_checkpoint_show_the_change(include, tmp_path, capsys, tiny_checkpoint):
     from jaxrecipes.shipped_configs import shipped_config
 

@@ -92,6 +92,7 @@ def test_a_continuation_ends_with_the_first_end_token():
     assert len(stopped[1]) <= 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_a_text_does_not_depend_on_its_neighbours(temperature):
     config, params = tiny_model()
@@ -192,7 +193,7 @@ def test_bad_requests_are_refused(prompts, options, message):
         generate(config, params, prompts, **{"max_new_tokens": 2, **options})
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("every", "tokens"), [(16, 16), pytest.param(4, 32, marks=pytest.mark.long)]
 )

@@ -119,6 +119,7 @@ def test_equals_pefts_layer_with_the_same_mask(use_dora: bool) -> None:
     np.testing.assert_allclose(plain, inputs @ np.asarray(whole) + bias, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_masks_do_not_depend_on_packing_or_on_the_cut_of_a_batch() -> None:
     config = tiny_config()
     options = AdapterOptions(rank=4, dropout=0.4)
@@ -172,6 +173,7 @@ def test_masks_do_not_depend_on_packing_or_on_the_cut_of_a_batch() -> None:
         assert np.abs(changed[1] - packed[1]).max() > 1e-2
 
 
+@pytest.mark.long
 def test_a_step_drops_anew_and_micro_batches_drop_the_same() -> None:
     config = tiny_config(num_layers=2)
     base = tiny_params(config)

@@ -16,6 +16,7 @@ def test_the_abstract_tree_is_that_of_initialisation(kind):
     assert list(abstract_params(config)["layers"]) == [str(index) for index in range(5)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", TWO_KINDS)
 def test_documents_of_a_packed_row_do_not_see_each_other(kind):
     config = tiny_config(kind)

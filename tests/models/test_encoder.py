@@ -69,6 +69,7 @@ def test_a_decoder_hides_later_keys_and_an_encoder_does_not():
     np.testing.assert_array_equal(visible(places, None, causal=False)[0], both_ways)
 
 
+@pytest.mark.slow
 def test_canonical_and_stacked_trees_compute_the_same(params):
     row = packed([7, 4], 16)
     layout = encoder_layout(CONFIG)

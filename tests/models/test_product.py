@@ -3,12 +3,14 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jaxrecipes.models.product import product
 
 
+@pytest.mark.slow
 @settings(max_examples=15, deadline=None)
 @given(
     leading=st.lists(st.integers(1, 4), min_size=1, max_size=3),

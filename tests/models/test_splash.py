@@ -170,6 +170,7 @@ def count_kernels(program):
     return program.as_text().count('custom_call_target="tpu_custom_call"')
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "case"),
     [

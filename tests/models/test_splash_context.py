@@ -76,6 +76,7 @@ def over_devices(mesh, zigzag, window, softcap, interpret):
     )
 
 
+@pytest.mark.slow
 def test_two_devices_equal_one():
     """Runs `main` in a process with two simulated devices."""
     environment = {

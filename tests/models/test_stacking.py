@@ -40,11 +40,12 @@ def batch_of(config, length=12):
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "stacked"),
     [
         ("llama", False),
-        ("sandwich", True),
+        pytest.param("sandwich", True, marks=pytest.mark.long),
         pytest.param("llama", True, marks=pytest.mark.long),
         pytest.param("sandwich", False, marks=pytest.mark.long),
     ],
@@ -64,6 +65,7 @@ def test_gradients_do_not_depend_on_what_is_kept(kind, stacked):
         )
 
 
+@pytest.mark.slow
 def test_keeping_less_needs_less_memory():
     config = tiny_config(
         num_layers=8, hidden_size=128, intermediate_size=512, head_dim=32, query_scale=32**-0.5

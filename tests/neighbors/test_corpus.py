@@ -146,6 +146,7 @@ def pieces_of(folder: Path) -> dict[Path, tuple[int, int]]:
     return found
 
 
+@pytest.mark.slow
 def test_a_run_killed_between_pieces_makes_only_what_is_missing(corpus, encoder, tmp_path):
     whole = DyingExecutor(10**6)
     expected = run_stages(corpus, tmp_path / "whole", encoder, whole, SETTINGS)

@@ -58,6 +58,7 @@ def alone(encoder, text, max_tokens=64):
     return np.asarray(normalize(pool(states, segment_ids, encoder.pooling))[0, 0])
 
 
+@pytest.mark.slow
 def test_vectors_are_those_of_each_document_alone_in_the_order_of_documents(encoder, tmp_path):
     found = embed_documents(DOCUMENTS, encoder, tmp_path / "e", **OPTIONS)
     assert found.ids() == [document.id for document in DOCUMENTS]

@@ -44,6 +44,7 @@ def plain_repo(lists):
     return [document for documents in clusters.values() for document in documents]
 
 
+@pytest.mark.slow
 @settings(deadline=None)
 @given(neighbour_lists(max_count=80))
 def test_it_is_what_the_description_says(lists):

@@ -14,7 +14,7 @@ from jaxrecipes.params.paths import flatten
 from jaxrecipes.params.rules import label
 from jaxrecipes.params.surgery import layers_pattern
 from jaxrecipes.train.causal_loss import batch_loss
-from tests.tiny import KINDS, TWO_KINDS, packed_batch, tiny_config, tiny_params
+from tests.tiny import KINDS, packed_batch, tiny_config, tiny_params
 
 
 def states(config, params, batch, dtype=jnp.float32):
@@ -114,7 +114,8 @@ def test_random_blocks_need_a_key_and_an_unknown_init_is_named():
         expand_blocks(config, tiny_params(config), new_blocks=1, init="zero")
 
 
-@pytest.mark.parametrize("kind", TWO_KINDS)
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["llama", pytest.param("sandwich", marks=pytest.mark.long)])
 def test_the_first_gradient_reaches_exactly_the_leaves_that_open_the_block(kind):
     config = tiny_config(kind, num_layers=4)
     expanded = expand_blocks(config, tiny_params(config), new_blocks=2)

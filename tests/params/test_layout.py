@@ -30,6 +30,7 @@ def labels_for(config, trained):
     }
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=60)
 @given(patterns, st.sampled_from(["llama", "sliding"]))
 def test_every_layer_is_in_one_run_and_a_run_has_one_kind(trained, kind):

@@ -105,6 +105,7 @@ def test_new_adapters_compute_the_base(kind: str, init: Any) -> None:
     assert dtypes == {np.dtype(np.float32)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["ranks", "embeddings", "saved", "tokens"])
 def test_only_adapters_train_and_the_base_stays_bit_for_bit(kind: str) -> None:
     config = tiny_config("untied" if kind == "saved" else "llama")
@@ -131,6 +132,7 @@ def test_only_adapters_train_and_the_base_stays_bit_for_bit(kind: str) -> None:
         np.testing.assert_array_equal(np.asarray(leaf), np.asarray(flatten(params)[path]), path)
 
 
+@pytest.mark.slow
 def test_scans_compute_what_single_layers_compute() -> None:
     """Layers of other ranks do not share a stack, layers of other alphas do."""
     config = tiny_config("llama", num_layers=6)
@@ -187,6 +189,7 @@ def test_dora_treats_the_norm_as_a_constant() -> None:
         np.testing.assert_allclose(gradient[name], expected[name], rtol=2e-5, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_step_computes_no_gradient_of_a_frozen_kernel() -> None:
     """A full step has these and this one has not; what is left are the adapters' own products."""
     config = tiny_config("llama", num_layers=2, hidden_size=64, intermediate_size=256, head_dim=16)
@@ -234,6 +237,7 @@ def test_a_merged_model_computes_the_same(kind: str) -> None:
     assert set(split_adapters(merged.params)[0]) == set()
 
 
+@pytest.mark.slow
 def test_the_drift_of_a_merge_in_bfloat16_is_measured() -> None:
     config = tiny_config("llama")
     params = tiny_params(config)

@@ -106,20 +106,32 @@ def surgery(section: LoraSection, config: Any) -> Any:
     return build(config, tiny_params(config), section, jax.random.key(0))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "section",
     [
-        LoraSection(rank=2, base_quantization="int8"),
-        LoraSection(rank=2, base_quantization="nf4", use_dora=True),
-        LoraSection(rank=2, base_quantization="nf4", double_quantization=True),
-        LoraSection(
-            rank=2,
-            base_quantization="nf4",
-            targets=["q_proj"],
-            modules_to_save=["layers.1.mlp.up_proj"],
+        pytest.param(LoraSection(rank=2, base_quantization="int8"), id="int8"),
+        pytest.param(
+            LoraSection(rank=2, base_quantization="nf4", use_dora=True),
+            id="dora",
+            marks=pytest.mark.long,
+        ),
+        pytest.param(
+            LoraSection(rank=2, base_quantization="nf4", double_quantization=True),
+            id="double",
+            marks=pytest.mark.long,
+        ),
+        pytest.param(
+            LoraSection(
+                rank=2,
+                base_quantization="nf4",
+                targets=["q_proj"],
+                modules_to_save=["layers.1.mlp.up_proj"],
+            ),
+            id="saved",
+            marks=pytest.mark.long,
         ),
     ],
-    ids=["int8", "dora", "double", "saved"],
 )
 def test_training_leaves_the_stored_base_as_it_is_bit_for_bit(section: LoraSection) -> None:
     config = tiny_config("biased", num_layers=2)
@@ -150,6 +162,7 @@ def test_training_leaves_the_stored_base_as_it_is_bit_for_bit(section: LoraSecti
     assert set(flatten(to_canonical(layout, state.trainable))) <= set(leaves)
 
 
+@pytest.mark.slow
 def test_the_model_computes_what_its_written_out_kernels_compute() -> None:
     config = tiny_config("biased")
     section = LoraSection(rank=2, base_quantization="nf4", use_dora=True)

@@ -11,7 +11,7 @@ from jaxrecipes.params.surgery import layers_pattern
 TEXT = "A block whose two output projections are zero adds nothing to the residual stream. " * 4
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_every_even_expansion_of_smollm2_is_the_identity(smollm2_folder):
     from jaxrecipes.checkpoint import load_tokenizer
 

@@ -39,6 +39,7 @@ def test_the_peak_is_the_compilers_and_names_what_is_in_it():
     assert len(report.table(rows=2).splitlines()) == 3
 
 
+@pytest.mark.slow
 def test_on_a_tpu_device_memory_is_what_the_compiler_reserves(tpu):
     for name, result in tpu.items():
         buffers = result["buffers"]

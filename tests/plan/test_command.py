@@ -106,6 +106,7 @@ def test_the_second_time_nothing_is_compiled(tmp_path, console, monkeypatch):
     assert json.loads(entry.read_text())["measurement"]["peak_bytes"] > 0
 
 
+@pytest.mark.slow
 def test_what_does_not_fit_gets_a_list_of_changes(tmp_path, console, monkeypatch):
     """A processor that claims to have a byte less than the config needs as it is."""
     config = small(tmp_path, remat="none", loss_chunk=256)
@@ -194,6 +195,7 @@ def run_plan(tmp_path: Path, *arguments: str) -> subprocess.CompletedProcess[str
     )
 
 
+@pytest.mark.slow
 @needs_libtpu
 def test_a_plan_for_a_tpu_slice(tmp_path):
     file = write_config(tmp_path / "config.yaml", small_data(tmp_path))
@@ -212,6 +214,7 @@ def test_a_plan_for_a_tpu_slice(tmp_path):
     assert arm["measurement"]["account"]["matmul_flops"] >= products
 
 
+@pytest.mark.long
 @needs_libtpu
 def test_what_does_not_fit_a_tpu(tmp_path):
     data = small_data(tmp_path, batch_size=2**17, remat="none")

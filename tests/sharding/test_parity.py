@@ -26,6 +26,7 @@ def test_training_does_not_depend_on_the_mesh():
         assert loss < 1e-5 and weights < 1e-3 and frozen_same, (rules, mesh, loss, weights)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "case",
     [

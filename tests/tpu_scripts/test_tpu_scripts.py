@@ -27,6 +27,7 @@ def bats() -> str:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name",
     ["settings", "slice", "run", pytest.param("watch", marks=pytest.mark.long)],

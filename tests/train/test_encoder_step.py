@@ -115,6 +115,7 @@ def trainer(name, rules=((".*", True),), *, dropout=0.0, **options):
     return jax.jit(step), state, to_runtime(layout, frozen), layout
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("name", "dropout"),
     [pytest.param("classes", 0.1, marks=pytest.mark.long), ("masked", 0.0)],
@@ -166,6 +167,7 @@ def test_several_labels_are_torchs_binary_cross_entropy():
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rate", [0.3, 0.01])
 def test_the_loss_of_masked_tokens_is_that_of_all_logits(rate):
     batch, params = batch_of(), params_of()
@@ -243,6 +245,7 @@ def test_layers_below_the_lowest_trained_one_have_no_backward_pass():
     assert top < 0.62 * whole
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["classes", "masked"])
 def test_a_run_goes_on_as_it_would_have(name):
     step, state, frozen, _ = trainer(name, dropout=0.2, perturbation=Perturbation(NEFTune()))
@@ -272,10 +275,10 @@ def test_dropout_is_another_one_in_every_step_and_of_every_key():
 ASCENT = Ascent(epsilon=0.1, noise=0.05, step_size=0.1)
 PERTURBERS = (
     SMART(ascent=ASCENT),
-    FreeLB(steps=2, initial_magnitude=0.1),
     *(
         pytest.param(one, marks=pytest.mark.long)
         for one in (
+            FreeLB(steps=2, initial_magnitude=0.1),
             FGM(),
             PGD(steps=2),
             NEFTune(),
@@ -287,6 +290,7 @@ PERTURBERS = (
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("perturber", PERTURBERS, ids=lambda one: type(one).__name__)
 @pytest.mark.parametrize("name", ["classes", pytest.param("masked", marks=pytest.mark.long)])
 def test_every_perturbation_works_on_encoders(name, perturber):
@@ -318,6 +322,7 @@ def test_a_perturbation_is_the_same_in_micro_batches():
         np.testing.assert_allclose(results[1][name], results[0][name], rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_the_dropout_of_a_step_is_that_of_the_written_out_loss():
     step, state, frozen, layout = trainer("classes", dropout=0.2)
     _, metrics = step(state, frozen, batch_of(), KEY)

@@ -16,6 +16,7 @@ def naive(hidden, head, targets, weights, softcap):
     return jnp.sum(losses * weights)
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=10)
 @given(
     tokens=st.integers(1, 40),

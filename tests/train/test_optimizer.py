@@ -16,12 +16,10 @@ from jaxrecipes.train.optimizer import (
 from tests.tiny import packed_batch, tiny_config, tiny_params, trainer
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name",
-    [
-        name if name in ("adamw", "muon") else pytest.param(name, marks=pytest.mark.long)
-        for name in OPTIMIZERS
-    ],
+    [name if name == "muon" else pytest.param(name, marks=pytest.mark.long) for name in OPTIMIZERS],
 )
 def test_an_update_does_not_depend_on_how_layers_are_stacked(name):
     config = tiny_config(num_layers=6)
@@ -51,6 +49,7 @@ def test_state_exists_for_trainable_leaves_only():
     assert 2 * trained <= count_bytes(state.optimizer_state) <= 2 * trained + 64
 
 
+@pytest.mark.slow
 def test_weight_decay_reaches_kernels_and_nothing_else():
     config = tiny_config()
     params = tiny_params(config)
@@ -89,6 +88,7 @@ def test_a_schedule_that_cannot_be_is_refused(change):
         learning_rate_schedule(OptimizerSettings(**{"total_steps": 50, **change}))
 
 
+@pytest.mark.slow
 def test_adamw_is_the_written_out_formula():
     config = tiny_config(num_layers=1)
     params, batch = tiny_params(config), packed_batch(config)

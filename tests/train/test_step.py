@@ -47,6 +47,7 @@ def test_frozen_leaves_stay_bit_identical_and_trained_ones_move(kind):
             assert same == (path not in trained), (name, path)
 
 
+@pytest.mark.slow
 def test_micro_batches_are_one_batch():
     config = tiny_config()
     params, batch = tiny_params(config), packed_batch(config, rows=8)
@@ -120,6 +121,7 @@ def test_remat_changes_memory_and_not_the_result(policy):
     )
 
 
+@pytest.mark.slow
 def test_bfloat16_computes_in_bfloat16_and_keeps_trained_leaves_in_float32():
     import jax.numpy as jnp
 

@@ -57,6 +57,7 @@ def written_out(problem):
     return jax.jit(jax.value_and_grad(loss, argnums=(0, 1)))
 
 
+@pytest.mark.slow
 def test_clean_is_the_loss_of_the_train_step():
     problem, params = decoder_problem()
     batch = packed()
@@ -67,7 +68,8 @@ def test_clean_is_the_loss_of_the_train_step():
     close(result.gradient, gradient, 1e-5)
 
 
-@pytest.mark.parametrize("kind", PROBLEMS)
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["decoder", pytest.param("encoder", marks=pytest.mark.long)])
 def test_fgm_is_its_formula(kind):
     problem, params = PROBLEMS[kind]()
     batch = packed()
@@ -157,11 +159,12 @@ def test_attacks_stay_in_the_ball_spare_padding_and_raise_the_loss(kind):
     assert (raised >= 0.95 * texts).all(), raised / texts
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("make", "method"),
     [
         (decoder_problem, PGD(epsilon=0.4, step_size=0.2)),
-        (PROBLEMS["encoder"], PGD(epsilon=0.4, step_size=0.2)),
+        pytest.param(PROBLEMS["encoder"], PGD(epsilon=0.4, step_size=0.2), marks=pytest.mark.long),
         (decoder_problem, FreeLB(initial_magnitude=0.3, radius=0.5, step_size=0.2)),
         (toy_problem, NEFTune(alpha=5.0)),
     ],

@@ -55,7 +55,11 @@ def close(tree, other, tolerance):
 
 
 # One that adds up gradients of its own, one with predictions and a teacher, one with noise alone.
-@pytest.mark.parametrize("name", ["freelb", "smart", "neftune"])
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "name",
+    ["freelb", *(pytest.param(name, marks=pytest.mark.long) for name in ("smart", "neftune"))],
+)
 def test_micro_batches_change_nothing(name):
     choice = perturbation(name)
     whole, expected = train(choice, steps=1)
@@ -68,7 +72,8 @@ def test_micro_batches_change_nothing(name):
     close(parts[-1].optimizer_state, whole[-1].optimizer_state, 2e-4)
 
 
-@pytest.mark.parametrize("name", ["freelb", "smart"])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["freelb", pytest.param("smart", marks=pytest.mark.long)])
 def test_clean_steps_come_first_and_are_those_of_a_clean_run(name):
     clean, expected = clean_run()
     states, metrics = train(perturbation(name, clean_steps=2))
@@ -107,6 +112,7 @@ def test_a_mean_teacher_starts_as_the_model_and_follows_by_its_decays():
         close(after.teacher, expected, 1e-6)
 
 
+@pytest.mark.slow
 def test_a_fixed_teacher_stays_and_is_what_is_attacked():
     states, metrics = train(perturbation("kim_kang"))
     close(states[-1].teacher, states[0].teacher, 0)

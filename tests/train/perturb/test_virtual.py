@@ -23,6 +23,7 @@ def divergence(problem, params, batch, delta, other=None):
     return float(problem.divergence(clean, moved, batch))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", PROBLEMS)
 def test_vat_finds_where_predictions_change_most(kind):
     problem, params = PROBLEMS[kind]()
@@ -97,6 +98,7 @@ def test_smart_stays_in_its_ball_and_changes_predictions_more_than_its_start(kin
     assert divergence(problem, params, batch, delta) > divergence(problem, params, batch, noise)
 
 
+@pytest.mark.slow
 def test_alum_is_smart_without_a_teacher():
     problem, params = decoder_problem()
     batch = packed()
@@ -107,7 +109,14 @@ def test_alum_is_smart_without_a_teacher():
     np.testing.assert_allclose(alum.loss, value, rtol=1e-5)
 
 
-@pytest.mark.parametrize("method", [VAT(epsilon=0.3), ALUM(ascent=SMALL)], ids=["vat", "alum"])
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "method",
+    [
+        pytest.param(VAT(epsilon=0.3), id="vat"),
+        pytest.param(ALUM(ascent=SMALL), id="alum", marks=pytest.mark.long),
+    ],
+)
 def test_packed_texts_are_perturbed_as_if_each_were_alone(method):
     problem, params = decoder_problem()
     batch = packed()
