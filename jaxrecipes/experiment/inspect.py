@@ -237,9 +237,13 @@ def report(run_folder: Path, *, console: Console) -> int | None:
         None: done.
     """
     from jaxrecipes.report.page import write_report
+    from jaxrecipes.report.seed_page import render_seed_results, write_seed_report
+    from jaxrecipes.report.seeds import is_adaptive_run
     from jaxrecipes.report.terminal import render_results
 
-    results = write_report(run_folder)
-    console.print(render_results(results))
+    if is_adaptive_run(run_folder):
+        console.print(render_seed_results(write_seed_report(run_folder)))
+    else:
+        console.print(render_results(write_report(run_folder)))
     console.print(f"report: {run_folder / 'report.html'}", highlight=False)
     return None
