@@ -47,6 +47,14 @@ class TokenizedTexts:
         """Tokens of each text, int64 [texts]."""
         return np.array([len(ids) for ids in self.token_ids], np.int64)
 
+    def chosen(self, places: Sequence[int]) -> TokenizedTexts:
+        """Returns some of the texts, in the order of their places, without labels."""
+        return TokenizedTexts(
+            tuple(self.token_ids[place] for place in places),
+            tuple(self.type_ids[place] for place in places),
+            tuple(self.word_ids[place] for place in places),
+        )
+
     def labelled(self, labels: Sequence[int]) -> TokenizedTexts:
         """Returns the same texts with labels.
 
@@ -98,7 +106,9 @@ def tokenize_texts(
         if end_token_id is not None:
             of_text[-1] = _with_end(of_text[-1], end_token_id)
         rows += of_text
-    return TokenizedTexts(*(tuple(column) for column in zip(*rows, strict=True)))
+    return TokenizedTexts(
+        tuple(row[0] for row in rows), tuple(row[1] for row in rows), tuple(row[2] for row in rows)
+    )
 
 
 # Token ids, types and words of one row.

@@ -14,7 +14,7 @@ import optax
 
 from jaxrecipes.data.classification_rows import LabelMap
 from jaxrecipes.data.text_batches import TextBatches, TokenizedTexts, texts_by_length
-from jaxrecipes.evaluate.classification import EarlyStopping, Score, accuracy, macro_f1
+from jaxrecipes.evaluate.classification import SCORES, EarlyStopping, Score
 from jaxrecipes.experiment.task_model import TaskModel
 from jaxrecipes.models.heads import ClassificationHead, init_classifier
 from jaxrecipes.params.layout import to_runtime
@@ -24,10 +24,6 @@ from jaxrecipes.train.objectives import classification_objective, text_logits
 from jaxrecipes.train.perturb.schedule import UNPERTURBED, Perturbation
 from jaxrecipes.train.state import create_state
 
-SCORES: Mapping[Score, Callable[[np.ndarray, np.ndarray], float]] = {
-    "accuracy": accuracy,
-    "macro_f1": macro_f1,
-}
 # (canonical tree, steps) -> the optimizer of the runtime tree, and its rate.
 OptimizerMaker = Callable[[Tree, int], tuple[optax.GradientTransformation, optax.Schedule]]
 _EVALUATION_ROWS = 64

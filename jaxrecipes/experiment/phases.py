@@ -147,7 +147,7 @@ class _PhaseRun:
         """Measures the objective on what the phase reads and on dev rows."""
         rng = np.random.default_rng(self.config.seed)
         chosen = np.sort(rng.permutation(len(self.mixture.texts))[:_MEASURED_ROWS])
-        sets = {"read": _some(self.mixture.texts, chosen), "dev": self.dev}
+        sets = {"read": self.mixture.texts.chosen(chosen.tolist()), "dev": self.dev}
         return {
             name: mean_loss(
                 self.program.objective,
@@ -159,11 +159,6 @@ class _PhaseRun:
             )
             for name, texts in sets.items()
         }
-
-
-def _some(texts: TokenizedTexts, chosen: np.ndarray) -> TokenizedTexts:
-    columns = (texts.token_ids, texts.type_ids, texts.word_ids)
-    return TokenizedTexts(*(tuple(column[one] for one in chosen) for column in columns))
 
 
 def _prepare(

@@ -91,10 +91,11 @@ def draw_scores(results: Results, folder: Path) -> Chart:
                 axes.plot(one, place + spread, "o", color=COLOURS[0], markersize=4.5)
             low, high = min(map(np.min, values)), max(map(np.max, values))
             margin = max(0.15 * (high - low), 0.5)
-            # Differences of a point are what matters: the axis does not begin at 0, and says so.
+            # Differences of a point are what matters: the axis need not begin at 0, but says so.
             axes.set_xlim(max(low - 3 * margin, 0), min(high + margin, 100.5))
             axes.set_title(title)
             axes.set_xlabel("%, test rows")
+        cut = any(axes.get_xlim()[0] > 0 for axes in panels)
         panels[0].set_yticks(places, [arm["name"] for arm in arms])
         panels[0].invert_yaxis()
         return save_chart(
@@ -102,22 +103,22 @@ def draw_scores(results: Results, folder: Path) -> Chart:
             folder / "scores.png",
             "Scores on the test rows",
             f"A bar is the mean over seeds of an arm ({', '.join(arm['name'] for arm in arms)}), a "
-            "dot is one seed. The axes do not begin at 0.",
+            f"dot is one seed.{' The axes do not begin at 0.' if cut else ''}",
         )
 
 
 def render_seed_results(results: Results) -> RenderableType:
-    """Makes the tables of an adaptive run for a terminal."""
+    """Makes the tables of an adaptive run for a terminal of 80 columns or more."""
     parts: list[RenderableType] = [Text(results["headline"], style="bold"), Text()]
     parts.append(_scores(results))
     rows = phase_table(results)
     if rows:
-        table = new_table(
-            "Pretraining, loss in nats", "phase", "arm", "read", "tokens", "loss read", "loss dev"
-        )
-        for row in rows:
-            cells = (row["phase"], row["arm"], row["read"], row["tokens"])
-            table.add_row(*map(Text, (*cells, row["loss_read"], row["loss_dev"])))
+        columns = ("phase", "read", "tokens", "loss read", "loss dev")
+        table = new_table("Pretraining, loss in nats before → after", *columns)
+        for row in {row["phase"]: row for row in rows}.values():
+            losses = (row["loss_read"], row["loss_dev"])
+            cells = [Text(one, no_wrap=True) for one in (row["tokens"], *losses)]
+            table.add_row(Text(row["phase"]), Text(row["read"]), *cells)
         parts += [Text(), table]
     parts += [Text(), rows_table("Cost", cost_rows(results), results)]
     parts += [Text(), Text(f"best model: {results['exported']}")]
@@ -128,14 +129,16 @@ def _scores(results: Results) -> Table:
     """One row an arm: its scores, and what they are against the base, intervals below."""
     base = results["base"]
     columns = [part for title in TITLES.values() for part in (title, f"vs {base}")]
-    table = new_table("Test rows, %, mean ± sd over seeds", "arm", "seeds", *columns)
+    seeds = sorted({len(arm["seeds"]) for arm in results["arms"]})
+    counted = " to ".join(map(str, dict.fromkeys((seeds[0], seeds[-1]))))
+    table = new_table(f"Test rows, %, mean ± sd over seeds ({counted})", "arm", *columns)
     rows = score_rows(results)
     for place, arm in enumerate(results["arms"]):
-        cells = [Text(str(len(arm["seeds"])))]
+        cells = []
         for title in TITLES.values():
             own = [row["cells"][place] for row in rows if row["group"] == title]
-            cells.append(Text(own[0]["value"]))
-            cell = Text(own[1]["value"] if len(own) > 1 else "", justify="right")
+            cells.append(Text(own[0]["value"], no_wrap=True))
+            cell = Text(own[1]["value"] if len(own) > 1 else "", justify="right", no_wrap=True)
             if len(own) > 1 and own[1]["interval"]:
                 cell.append(f"\n{own[1]['interval'].replace(' to ', '…')}", style="dim")
             cells.append(cell)

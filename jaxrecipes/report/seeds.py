@@ -17,19 +17,12 @@ from typing import Any
 import numpy as np
 
 from jaxrecipes.errors import DataError, UsageError
-from jaxrecipes.evaluate.classification import (
-    Score,
-    accuracy,
-    macro_f1,
-    over_seeds,
-    paired_difference,
-)
+from jaxrecipes.evaluate.classification import SCORES, Score, over_seeds, paired_difference
 from jaxrecipes.evaluate.seed_results import SeedResults, SeedRow
 from jaxrecipes.report.numbers import count, interval, number, percent, value
 from jaxrecipes.report.results import finite_values, read_object, read_text_or_nothing
 
 SEED_RESULTS, ADAPTIVE_FILE = "results.jsonl", "adaptive.json"
-SCORES = {"accuracy": accuracy, "macro_f1": macro_f1}
 TITLES: Mapping[Score, str] = {"accuracy": "accuracy", "macro_f1": "macro-F1"}
 Arm = dict[str, Any]
 

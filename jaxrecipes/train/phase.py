@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -117,7 +117,7 @@ def run_phase(
         spike_window=program.spike_window,
     )
     if optimizer_state is not None:
-        state = state.replace(optimizer_state=restart_schedule(optimizer_state))
+        state = replace(state, optimizer_state=restart_schedule(optimizer_state))
     restored = states.restore(state, expected=identity)
     if restored is not None:
         state = restored.state

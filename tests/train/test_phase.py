@@ -14,7 +14,7 @@ import pytest
 from jaxrecipes.checkpoint.training_state import TrainingStates
 from jaxrecipes.data.mixture import Part, TextMixture, make_mixture
 from jaxrecipes.data.plain_texts import PlainText
-from jaxrecipes.data.text_batches import TokenizedTexts, pad_texts
+from jaxrecipes.data.text_batches import pad_texts
 from jaxrecipes.errors import PreemptedError
 from jaxrecipes.experiment.task_model import TaskModel, of_encoder
 from jaxrecipes.models.heads import init_masked_head
@@ -169,9 +169,7 @@ def test_the_measured_loss_has_no_dropout_and_the_same_masks_in_any_batching(
     # One text at a time: masks follow the text, and the mean is over tokens, not over texts.
     total = count = 0.0
     for number in range(len(mixture.texts)):
-        texts = mixture.texts
-        columns = (texts.token_ids, texts.type_ids, texts.word_ids)
-        one = TokenizedTexts(*((column[number],) for column in columns))
+        one = mixture.texts.chosen([number])
         batch = pad_texts(one, np.array([0]), 1, 16, 0)
         arrays = {name: jnp.asarray(batch[name]) for name in BATCH_KEYS}
         prepared = program.objective.prepare(arrays, jax.random.key(5))
