@@ -10,6 +10,7 @@ from pydantic import Field, PrivateAttr, model_validator
 from pydantic_core import PydanticCustomError
 
 from jaxrecipes.config.data import LearnSection, SourceSection
+from jaxrecipes.config.experiment import source_conflicts
 from jaxrecipes.config.perturb import perturb_conflicts
 from jaxrecipes.config.phases import (
     AdaptiveRecipeName,
@@ -296,6 +297,7 @@ def adaptive_conflicts(config: AdaptiveConfig) -> list[tuple[str, str]]:
             message = f"the name {name!r} is taken by another arm; give this one its own"
             found.append((f"{key}.name", message))
         names.add(str(name))
+    found += _all_source_conflicts(config)
     lists = [main, *(arm.phases for arm in config.compare if arm.phases)]
     read = {
         name
@@ -311,6 +313,25 @@ def adaptive_conflicts(config: AdaptiveConfig) -> list[tuple[str, str]]:
     pretrains = any(isinstance(phase, PretrainPhase) for phases in lists for phase in phases)
     if config.replay is not None and not pretrains:
         found.append(("replay", "no phase pretrains; remove the section"))
+    return found
+
+
+def _all_source_conflicts(config: AdaptiveConfig) -> list[tuple[str, str]]:
+    task = config.task
+    labelled = {"train": task.train, "dev": task.dev, "test": task.test}
+    sources: list[tuple[str, SourceSection, tuple[str, ...]]] = [
+        (f"task.{name}", source, ("classification", "sentence_pair"))
+        for name, source in labelled.items()
+    ]
+    for name, section in (("domain", config.domain), ("replay", config.replay)):
+        for number, source in enumerate([] if section is None else section.sources):
+            sources.append((f"{name}.sources.{number}", source, ("documents",)))
+    found: list[tuple[str, str]] = []
+    for key, source, shapes in sources:
+        found += source_conflicts(source, key)
+        if source.shape not in ("auto", *shapes):
+            message = f"is {source.shape}; what is read here is {' or '.join(shapes)}"
+            found.append((f"{key}.shape", message))
     return found
 
 

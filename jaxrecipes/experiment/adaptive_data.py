@@ -28,6 +28,7 @@ from jaxrecipes.data.plain_texts import (
     refuse_overlaps,
     without_labels,
 )
+from jaxrecipes.errors import DataError
 from jaxrecipes.experiment.base_model import RANDOM_PREFIX
 from jaxrecipes.experiment.fine_tuning import Task
 from jaxrecipes.experiment.sources import source_spec
@@ -270,7 +271,15 @@ def hash_texts(texts: Sequence[PlainText]) -> str:
 
 
 def _read_rows(section: SourceSection) -> list[Labelled]:
-    return read_labelled(source_spec(section))[: section.limit_documents]
+    rows = read_labelled(source_spec(section))[: section.limit_documents]
+    texts = {"classification": 1, "sentence_pair": 2}.get(section.shape)
+    for row in rows:
+        if texts is not None and len(row.texts) != texts:
+            raise DataError(
+                f"{row.where}: the row has {len(row.texts)} texts, and shape is {section.shape}; "
+                "leave shape out, or map the columns text and second_text"
+            )
+    return rows
 
 
 def _read_sources(sources: Sequence[LearnSection]) -> Weighted:

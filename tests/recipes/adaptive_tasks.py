@@ -8,6 +8,8 @@ from pathlib import Path
 import numpy as np
 import yaml
 
+from jaxrecipes.config.yaml_text import ConfigDumper
+
 WORDS = {
     "animal": ("cat", "dog", "owl", "fur", "paw", "tail"),
     "ship": ("mast", "sail", "keel", "deck", "crew", "port"),
@@ -82,5 +84,5 @@ def config_of(folder: Path, recipe: str = "tapt", **changes) -> dict:
 
 def write_config(folder: Path, config: dict, name: str = "config.yaml") -> Path:
     path = folder / name
-    path.write_text(yaml.safe_dump(config, sort_keys=False))
+    path.write_text(yaml.dump(config, Dumper=ConfigDumper, sort_keys=False))
     return path

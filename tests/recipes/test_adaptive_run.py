@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,11 @@ import pytest
 from jaxrecipes.checkpoint.encoder import import_encoder
 from jaxrecipes.checkpoint.encoder_heads import read_labels
 from jaxrecipes.cli import main
+from jaxrecipes.config import AdaptiveConfig
+from jaxrecipes.config.data import ColumnsSection
+from jaxrecipes.config.perturb import PerturbSection
+from jaxrecipes.config.problems import section_types
+from jaxrecipes.config.section import Section
 from jaxrecipes.train.metrics import MetricsFile
 from tests.recipes.adaptive_tasks import config_of, write_config, write_task
 
@@ -53,7 +59,7 @@ def knn_config(folder: Path) -> Path:
     return write_config(folder, config)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_run_leaves_results_report_and_model_and_does_nothing_twice(folder, capsys):
     path, run = knn_config(folder), folder / "run"
     assert main(["run", str(path)]) == 0
@@ -99,7 +105,7 @@ def test_a_run_leaves_results_report_and_model_and_does_nothing_twice(folder, ca
     assert rows_of(run)[:10] == rows and len(rows_of(run)) == 11
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_killed_run_ends_with_the_bits_of_one_that_was_not(folder, monkeypatch):
     path = write_config(folder, config_of(folder))
     assert main(["run", str(path), "output=whole"]) == 0
@@ -132,7 +138,7 @@ def rows_exist(run: Path) -> bool:
     return (run / "results.jsonl").exists()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_run_that_lost_the_end_of_its_results_does_that_seed_again(folder):
     path, run = write_config(folder, config_of(folder)), folder / "run"
     assert main(["run", str(path)]) == 0
@@ -145,7 +151,7 @@ def test_a_run_that_lost_the_end_of_its_results_does_that_seed_again(folder):
     assert len(lines) == 3 and without_times(again) == without_times(rows)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_phases_follow_each_other_and_arms_share_them(folder):
     first, tuned = config_of(folder)["phases"]
     domain = first | {"name": "dapt", "read": ["domain"]}
@@ -174,7 +180,7 @@ def test_phases_follow_each_other_and_arms_share_them(folder):
     assert arms["dapt"][1]["head"] == "" != arms["dapt"][0]["head"]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_decoder_guesses_next_tokens_with_replay_and_classifies_by_its_last(folder, capsys):
     replay = {"sources": [{"source": "general.jsonl"}], "share": 0.25}
     config = config_of(
@@ -213,7 +219,6 @@ BAD = [
 ]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(("overrides", "code", "words"), BAD, ids=[one[0][0] for one in BAD])
 def test_what_cannot_run_is_refused_in_words(folder, capsys, overrides, code, words):
     path = write_config(folder, config_of(folder))
@@ -231,3 +236,56 @@ def test_a_folder_of_another_experiment_is_refused_and_an_empty_one_has_no_repor
     assert "holds another experiment" in capsys.readouterr().err
     assert main(["report", str(folder)]) == 2
     assert "is no run folder" in capsys.readouterr().err
+
+
+@pytest.mark.long
+def test_a_run_reads_every_key_of_the_schema(folder, monkeypatch):
+    """Records which keys code outside of the config package reads while a run runs."""
+    reads: set[tuple[str, str]] = set()
+    plain = Section.__getattribute__
+
+    def recording(self, name):
+        known = type(self).model_fields
+        caller = sys._getframe(1).f_globals.get("__name__", "")
+        if caller.startswith("jaxrecipes") and not caller.startswith("jaxrecipes.config"):
+            read = known if name == "model_dump" and type(self) in WHOLE else {name} & known.keys()
+            reads.update((type(self).__name__, key) for key in read)
+        return plain(self, name)
+
+    def keys(section: type[Section]) -> set[tuple[str, str]]:
+        found = set()
+        for name, field in section.model_fields.items():
+            found.add((section.__name__, name))
+            for inner in section_types(field.annotation):
+                found |= keys(inner)
+        return found
+
+    config = config_of(
+        folder,
+        "knn_tapt",
+        seeds=1,
+        domain=POOL,
+        knn=KNN,
+        replay={"sources": [{"source": "general.jsonl"}], "share": 0.25},
+        compare=[{"control": "equal_compute"}],
+    )
+    config["phases"][0] |= {"read": ["task", "selected"], "steps": 1}
+    config["phases"][1] |= {"epochs": 1, "perturb": {"method": "neftune", "alpha": 1.0}}
+    second = config["phases"][0] | {"name": "second", "epochs": 0.2, "reset_optimizer": False}
+    del second["steps"]
+    config["phases"].insert(1, second)
+    path = write_config(folder, config)
+    monkeypatch.setattr(Section, "__getattribute__", recording)
+    assert main(["run", str(path)]) == 0
+    # Version and kinds are checked by the schema, which also writes arms out; shapes are compared
+    # with what is read, there and for labelled rows here.
+    by_schema = {("AdaptiveConfig", name) for name in ("version", "phases", "compare", "name")}
+    by_schema |= {key for key in keys(AdaptiveConfig) if key[0] == "AdaptiveArmSection"}
+    by_schema |= {("PretrainPhase", "kind"), ("FineTunePhase", "kind"), ("LearnSection", "shape")}
+    # A teacher is for kim_kang, which the schema refuses here.
+    by_schema |= {("PerturbSection", "teacher")}
+    assert keys(AdaptiveConfig) - by_schema - reads == set()
+
+
+# Sections whose every key goes on as it is: the roles of columns, the options of a method.
+WHOLE = (ColumnsSection, PerturbSection)
