@@ -32,6 +32,11 @@ def is_adaptive_run(run_folder: Path) -> bool:
     return (run_folder / ADAPTIVE_FILE).exists()
 
 
+def exported_model(run_folder: Path) -> str:
+    """Says where below a run folder the best model is, or why there is none."""
+    return str(read_object(run_folder / ADAPTIVE_FILE).get("exported"))
+
+
 def collect_seed_results(run_folder: Path) -> dict[str, Any]:
     """Reads the run folder of an adaptive recipe.
 

@@ -100,6 +100,8 @@ def test_a_run_leaves_results_report_and_model_and_does_nothing_twice(folder, ca
     assert rows_of(run) == rows
     assert main(["report", str(run)]) == 0
     assert "best model: arms/knn_tapt/model" in capsys.readouterr().out
+    assert main(["export", str(run), "elsewhere"]) == 2
+    assert "already: arms/knn_tapt/model" in capsys.readouterr().err
     # One more seed is added to what is there.
     assert main(["run", str(path), "seeds=3", "compare=[]"]) == 0
     assert rows_of(run)[:10] == rows and len(rows_of(run)) == 11
