@@ -12,12 +12,16 @@ method's interval excludes zero. What is in the results file already is not run 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from encoder_tasks import FineTuner, FineTuning, Results, markdown, read_task
+from encoder_tasks import make_adamw, markdown, read_task
 
 from jaxrecipes.checkpoint.encoder import import_encoder
+from jaxrecipes.evaluate.seed_results import SeedResults
+from jaxrecipes.experiment.fine_tuning import FineTuner, FineTuning
+from jaxrecipes.experiment.task_model import of_encoder
 from jaxrecipes.models.heads import mean_head
 from jaxrecipes.train.perturb import (
     ALUM,
@@ -31,6 +35,7 @@ from jaxrecipes.train.perturb import (
     NEFTune,
     Perturber,
 )
+from jaxrecipes.train.perturb.schedule import Perturbation
 
 ATTACK = PGD(epsilon=0.1, step_size=0.04, steps=3, relative=True)
 ASCENT = Ascent(epsilon=1e-2, noise=1e-2, step_size=1e-2)
@@ -53,6 +58,11 @@ ARMS = ("baseline", "equal_compute", *METHODS)
 PASSES = 4
 
 
+def perturbed(method: Perturber) -> Callable[[int], Perturbation]:
+    """Returns how a fine-tuning of so many steps perturbs."""
+    return lambda steps: Perturbation(method, total_steps=steps)
+
+
 def main() -> None:
     """Runs what is missing and prints the table."""
     parser = argparse.ArgumentParser(
@@ -71,10 +81,10 @@ def main() -> None:
     parser.add_argument("--max-tokens", type=int, default=64)
     parser.add_argument("--only-table", action="store_true", help="run nothing")
     arguments = parser.parse_args()
-    encoder = import_encoder(arguments.encoder)
+    model = of_encoder(import_encoder(arguments.encoder))
     task = read_task(
         arguments.folder,
-        encoder,
+        model,
         max_tokens=arguments.max_tokens,
         train_rows=arguments.train_rows,
         dev_rows=arguments.dev_rows,
@@ -82,42 +92,45 @@ def main() -> None:
     head = mean_head(len(task.labels.names))
     names = ("train_rows", "dev_rows", "epochs", "rows", "learning_rate", "max_tokens", "encoder")
     options = {name: getattr(arguments, name) for name in names}
-    results = Results(arguments.results, options | {"task": arguments.folder.name})
+    options["task"] = arguments.folder.name
+    results = SeedResults(arguments.results)
     plain = FineTuning(
         arguments.epochs,
+        make_adamw(arguments.learning_rate, model.layout),
         patience=None,
-        learning_rate=arguments.learning_rate,
         rows=arguments.rows,
         score="accuracy",
     )
     arms = arguments.arms.split(",")
     for arm in [] if arguments.only_table else arms:
-        missing = [seed for seed in range(arguments.seeds) if (arm, seed) not in results.rows()]
+        done = results.rows(arm, options)
+        missing = [seed for seed in range(arguments.seeds) if seed not in done]
         if not missing:
             continue
-        settings = plain
+        settings, method = plain, None
         if arm == "equal_compute":
             settings = replace(plain, epochs=PASSES * plain.epochs)
         elif arm != "baseline":
-            settings = replace(plain, perturber=METHODS[arm])
-        tuner = FineTuner(encoder, head, task, settings)
+            method = METHODS[arm]
+            settings = replace(plain, perturbation=perturbed(method))
+        tuner = FineTuner(model, head, task, settings)
         first = None
         if arm == "kim_kang":  # its first model is trained with the attack
-            first = FineTuner(encoder, head, task, replace(plain, perturber=ATTACK))
+            first = FineTuner(model, head, task, replace(plain, perturbation=perturbed(ATTACK)))
         for seed in missing:
-            teacher = None if first is None else first.run(encoder.params, seed).params
-            outcome = tuner.run(encoder.params, seed, teacher)
-            results.add(arm, seed, outcome, method=repr(settings.perturber))
+            teacher = None if first is None else first.run(model.params, seed).params
+            outcome = tuner.run(model.params, seed, teacher=teacher)
+            results.add({**outcome.row(arm, seed, options), "method": repr(method)})
             print(
                 f"{arm} seed {seed}: dev {max(outcome.dev):.4f}, {outcome.steps} steps, "
                 f"{outcome.seconds:.0f} s",
                 flush=True,
             )
     assert task.test.labels is not None
-    print(markdown(results.rows(), arms, task.test.labels, base="baseline"))
+    print(markdown(results, options, arms, task.test.labels, base="baseline"))
     if "equal_compute" in arms:
         print()
-        print(markdown(results.rows(), arms, task.test.labels, base="equal_compute"))
+        print(markdown(results, options, arms, task.test.labels, base="equal_compute"))
 
 
 if __name__ == "__main__":

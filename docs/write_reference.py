@@ -8,13 +8,13 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, get_args, get_origin
 
 from annotated_types import Ge, Gt, Le, Lt, MaxLen, MinLen
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from jaxrecipes.config import Config
+from jaxrecipes.config import AdaptiveConfig, Config, json_schema
 from jaxrecipes.config.problems import section_types
 from jaxrecipes.config.section import Section
 
@@ -48,9 +48,9 @@ def type_name(annotation: Any) -> str:
         return type_name(arguments[0])
     if text.startswith("typing.Literal"):
         return ", ".join(f"`{value}`" for value in arguments)
-    if text.startswith("list["):
+    if get_origin(annotation) is list:
         return f"list of {type_name(arguments[0])}s"
-    if text.startswith("dict["):
+    if get_origin(annotation) is dict:
         return "section"
     return " or ".join(dict.fromkeys(type_name(argument) for argument in arguments))
 
@@ -85,6 +85,13 @@ def default(field: FieldInfo) -> str:
     return f"`{value if isinstance(value, str) else json.dumps(value)}`"
 
 
+ADAPTIVE = """\
+# Config of the adaptive recipes
+
+Recipes `dapt`, `tapt`, `curated_tapt` and `knn_tapt` have a schema of their own.
+"""
+
+
 def table(section: type[Section], title: str, level: int) -> list[str]:
     """Writes one section and the sections inside it."""
     lines = [f"{'#' * level} {title}", "", (section.__doc__ or "").strip().split("\n\n")[0], ""]
@@ -115,8 +122,15 @@ def table(section: type[Section], title: str, level: int) -> list[str]:
 def main() -> int:
     """Writes or checks the two files; returns the exit code."""
     files = {
-        FOLDER / "config_reference.md": HEADER + "\n" + "\n".join(table(Config, "Top level", 2)),
-        FOLDER / "config.schema.json": json.dumps(Config.model_json_schema(), indent=2) + "\n",
+        FOLDER / "config_reference.md": "\n".join(
+            [
+                HEADER,
+                *table(Config, "Top level", 2),
+                ADAPTIVE,
+                *table(AdaptiveConfig, "Top level", 2),
+            ]
+        ),
+        FOLDER / "config.schema.json": json.dumps(json_schema(), indent=2) + "\n",
     }
     stale = []
     for path, text in files.items():

@@ -20,7 +20,7 @@ from jaxrecipes.errors import UsageError
 from jaxrecipes.failures import describe_failure
 
 if TYPE_CHECKING:
-    from jaxrecipes.config import Config
+    from jaxrecipes.config import AdaptiveConfig, Config
 
 WELCOME = """\
 jaxrecipes {version}: {help}
@@ -80,19 +80,20 @@ def validate(arguments: argparse.Namespace, overrides: list[str]) -> None:
     if arguments.schema:
         import json
 
-        from jaxrecipes.config import Config
+        from jaxrecipes.config import json_schema
 
-        print(json.dumps(Config.model_json_schema(), indent=2))
+        print(json.dumps(json_schema(), indent=2))
         return
     if arguments.config is None:
         raise UsageError("validate needs a CONFIG (or --schema)")
-    config = _load(arguments.config, overrides)
-    from jaxrecipes.config import config_hash, expand_arms, resolved_yaml
+    config = _load_any(arguments.config, overrides)
+    from jaxrecipes.config import Config, adaptive_arms, config_hash, expand_arms, resolved_yaml
 
     if arguments.resolved:
         print(resolved_yaml(config), end="")
         return
-    arms = ", ".join(arm.name for arm in expand_arms(config))
+    found = expand_arms(config) if isinstance(config, Config) else adaptive_arms(config)
+    arms = ", ".join(arm.name for arm in found)
     print(f"{arguments.config}: valid. Arms: {arms}. Hash: {config_hash(config)[:12]}")
 
 
@@ -126,12 +127,18 @@ def plan(arguments: argparse.Namespace, overrides: list[str]) -> None:
 
 def run(arguments: argparse.Namespace, overrides: list[str]) -> int | None:
     """Runs an experiment, or goes on with it."""
-    config = _load(arguments.config, overrides)
+    config = _load_any(arguments.config, overrides)
     from rich.console import Console
 
-    from jaxrecipes.experiment import run as experiment
+    from jaxrecipes.config import Config
 
-    return experiment.run(config, console=Console())
+    if isinstance(config, Config):
+        from jaxrecipes.experiment import run as experiment
+
+        return experiment.run(config, console=Console())
+    from jaxrecipes.experiment import adaptive
+
+    return adaptive.run(config, console=Console())
 
 
 def evaluate(arguments: argparse.Namespace, overrides: list[str]) -> int | None:
@@ -249,6 +256,19 @@ def env(arguments: argparse.Namespace, overrides: list[str]) -> None:
 
 
 def _load(config: Path, overrides: Sequence[str]) -> Config:
+    """Loads a config for a verb that knows one kind of them."""
+    found = _load_any(config, overrides)
+    from jaxrecipes.config import Config
+
+    if not isinstance(found, Config):
+        raise UsageError(
+            f"{config}: recipe {found.recipe} has phases, which this command does not know; "
+            "validate, run and report do"
+        )
+    return found
+
+
+def _load_any(config: Path, overrides: Sequence[str]) -> Config | AdaptiveConfig:
     # The search for pydantic plugins reads the metadata of every installed package: 0.05 s.
     os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "true")
     from jaxrecipes.config import load_config

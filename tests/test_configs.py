@@ -9,7 +9,8 @@ import pytest
 
 import jaxrecipes.recipes
 from jaxrecipes.cli import main
-from jaxrecipes.config import Config, expand_arms, load_config
+from jaxrecipes.config import Config, adaptive_arms, expand_arms, load_config
+from jaxrecipes.config.adaptive import ADAPTIVE_RECIPES
 from jaxrecipes.config.problems import section_types
 from jaxrecipes.config.recipe_options import RECIPE_SECTIONS, RecipeName
 from jaxrecipes.config.section import Section
@@ -26,7 +27,8 @@ FILES = sorted(FOLDER.rglob("*.yaml"))
 def test_every_shipped_config_is_valid_and_its_arms_too(path):
     config = load_config(path)
     assert config.recipe == path.parent.name
-    assert len(expand_arms(config)) >= 1 + len(config.compare)
+    arms = expand_arms(config) if isinstance(config, Config) else adaptive_arms(config)
+    assert len(arms) >= 1 + len(config.compare)
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: f"{path.parent.name}/{path.stem}")
@@ -39,7 +41,9 @@ def test_shipped_configs_begin_with_what_they_are_and_explain_their_sections(pat
 
 def test_the_table_the_folders_and_the_schema_name_the_same_recipes():
     names = {recipe.name for recipe in RECIPES}
-    assert names == set(RecipeName.__args__) == {path.parent.name for path in FILES}
+    assert (
+        names == {*RecipeName.__args__, *ADAPTIVE_RECIPES} == {path.parent.name for path in FILES}
+    )
     assert set(RECIPE_SECTIONS) <= names
     assert shipped_folder() == FOLDER
     listed = {shipped_config(recipe.name, name) for recipe in RECIPES for name in recipe.configs}

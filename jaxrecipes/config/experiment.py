@@ -194,10 +194,10 @@ def conflicts(config: Config) -> list[tuple[str, str]]:
         found.append(("train.remat_names", message))
     found += perturb_conflicts(train.perturb, config.recipe, config.model.compute_dtype)
     for number, source in enumerate(config.data.learn):
-        found += _source_conflicts(source, f"data.learn.{number}")
+        found += source_conflicts(source, f"data.learn.{number}")
     if isinstance(config.data.keep, KeepDocuments):
         for number, source in enumerate(config.data.keep.sources):
-            found += _source_conflicts(source, f"data.keep.sources.{number}")
+            found += source_conflicts(source, f"data.keep.sources.{number}")
     return found + _supervision_conflicts(config.data)
 
 
@@ -261,7 +261,8 @@ def _supervision_conflicts(data: DataSection) -> list[tuple[str, str]]:
     return found
 
 
-def _source_conflicts(source: SourceSection, key: str) -> list[tuple[str, str]]:
+def source_conflicts(source: SourceSection, key: str) -> list[tuple[str, str]]:
+    """Finds keys of a source that its kind does not read; pairs as in `conflicts`."""
     from_hub = source.format == "hub" or source.source.startswith("hub:")
     if source.subset is not None and not from_hub:
         return [(f"{key}.subset", "is read only for a hub dataset (hub:<dataset>)")]

@@ -8,15 +8,18 @@ import pathlib
 from collections.abc import Iterable
 from typing import Any
 
+from jaxrecipes.config.adaptive import AdaptiveConfig
 from jaxrecipes.config.experiment import Config
-from jaxrecipes.config.problems import Problem, find_problems
+from jaxrecipes.config.problems import Problem, find_problems, schema_of
 from jaxrecipes.config.yaml_text import Path, YamlText, parse_yaml
 from jaxrecipes.errors import ConfigError
 
 _LARGEST_FILE = 1_000_000  # bytes; the largest sensible config is a hundredth of that
 
 
-def load_config(path: str | os.PathLike[str], overrides: Iterable[str] = ()) -> Config:
+def load_config(
+    path: str | os.PathLike[str], overrides: Iterable[str] = ()
+) -> Config | AdaptiveConfig:
     """Reads and checks a config.
 
     Args:
@@ -25,7 +28,8 @@ def load_config(path: str | os.PathLike[str], overrides: Iterable[str] = ()) -> 
             `data.learn.0.source=notes.txt`, `compare=[]`); later ones win.
 
     Returns:
-        The config, with the origin of each given value in `origins`.
+        The config, of the schema that its recipe has, with the origin of each given value in
+        `origins`.
 
     Raises:
         ConfigError: Every problem at once, each with file and line, key, what was expected and,
@@ -48,7 +52,7 @@ def load_config(path: str | os.PathLike[str], overrides: Iterable[str] = ()) -> 
     problems = find_problems(parsed.data)
     if problems:
         raise ConfigError(_report(name, problems, origins))
-    config = Config.model_validate(parsed.data)
+    config = schema_of(parsed.data).model_validate(parsed.data)
     config._origins.update({".".join(map(str, at)): text for at, text in origins.items()})
     return config
 

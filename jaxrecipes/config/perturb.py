@@ -104,7 +104,11 @@ class PerturbSection(Section):
 
 
 def perturb_conflicts(
-    section: PerturbSection | None, recipe: str, compute_dtype: str
+    section: PerturbSection | None,
+    recipe: str,
+    compute_dtype: str,
+    *,
+    key: str = "train.perturb",
 ) -> list[tuple[str, str]]:
     """Finds options that a method does not read, and what cannot work together.
 
@@ -112,6 +116,7 @@ def perturb_conflicts(
         section: The section, or None.
         recipe: Name of the recipe.
         compute_dtype: Of the forward pass.
+        key: Where the section is.
 
     Returns:
         Pairs (dotted key, what is wrong and what to do).
@@ -122,28 +127,28 @@ def perturb_conflicts(
     options = section.model_dump(exclude=NOT_OPTIONS, exclude_none=True)
     reads = f"it reads {', '.join(known)}" if known else "it has no options"
     found = [
-        (f"train.perturb.{name}", f"method {method} does not read it; {reads}")
+        (f"{key}.{name}", f"method {method} does not read it; {reads}")
         for name in options
         if name not in known
     ]
     if method == "none" and section.warmup:
-        found.append(("train.perturb.warmup", "method none has nothing to wait for; remove it"))
+        found.append((f"{key}.warmup", "method none has nothing to wait for; remove it"))
     if method == "kim_kang" and section.teacher is None:
         message = "kim_kang attacks a model that was trained before; give its checkpoint"
-        found.append(("train.perturb.teacher", message))
+        found.append((f"{key}.teacher", message))
     if method == "kim_kang" and recipe not in TEACHER_RECIPES:
         message = (
             f"recipe {recipe} trains leaves that the teacher's checkpoint does not have; "
             f"kim_kang works with {', '.join(TEACHER_RECIPES)}"
         )
-        found.append(("train.perturb.method", message))
+        found.append((f"{key}.method", message))
     if method != "kim_kang" and section.teacher is not None:
-        found.append(("train.perturb.teacher", "is read by method kim_kang only; remove it"))
+        found.append((f"{key}.teacher", "is read by method kim_kang only; remove it"))
     small = method in ("smart", "alum") and (section.epsilon or 1e-5) < LEAST_BFLOAT16
     if small and compute_dtype == "bfloat16":
         message = (
             f"{method} with perturbations below {LEAST_BFLOAT16:g} does nothing in bfloat16, which "
-            "rounds them away; set model.compute_dtype: float32, or a larger train.perturb.epsilon"
+            f"rounds them away; set model.compute_dtype: float32, or a larger {key}.epsilon"
         )
-        found.append(("train.perturb.method", message))
+        found.append((f"{key}.method", message))
     return found

@@ -10,9 +10,10 @@ from typing import Any, get_args
 
 from pydantic import ValidationError
 
+from jaxrecipes.config.adaptive import ADAPTIVE_RECIPES, AdaptiveConfig
 from jaxrecipes.config.arms import merge_arm
 from jaxrecipes.config.experiment import Config
-from jaxrecipes.config.recipe_options import RECIPE_SECTIONS
+from jaxrecipes.config.recipe_options import RECIPE_NAMES, RECIPE_SECTIONS
 from jaxrecipes.config.section import Section
 from jaxrecipes.config.yaml_text import Path
 
@@ -52,6 +53,11 @@ class Problem:
     message: str
 
 
+def schema_of(data: Mapping[str, Any]) -> type[Config] | type[AdaptiveConfig]:
+    """Returns the schema that a recipe's configs have; that of most recipes for an unknown one."""
+    return AdaptiveConfig if data.get("recipe") in ADAPTIVE_RECIPES else Config
+
+
 def find_problems(data: Any) -> list[Problem]:
     """Checks plain data against the schema, each arm of the comparison included.
 
@@ -59,16 +65,19 @@ def find_problems(data: Any) -> list[Problem]:
         data: What a YAML file says, overrides applied.
 
     Returns:
-        All problems, none twice; empty if `Config.model_validate(data)` works for it and its arms.
+        All problems, none twice; empty if its schema's `model_validate(data)` works for it and its
+        arms.
     """
     if not isinstance(data, Mapping):
         return [Problem((), "a config is a mapping of keys to values; see `jaxrecipes new`")]
-    problems = _validate(data)
-    arms = data.get("compare")
+    schema = schema_of(data)
+    problems = _validate(data, schema)
+    # Arms of the other schema are whole in themselves.
+    arms = data.get("compare") if schema is Config else []
     for number, arm in enumerate(arms if isinstance(arms, list) else []):
         if not isinstance(arm, Mapping):
             continue
-        found = _validate(merge_arm(data, arm))
+        found = _validate(merge_arm(data, arm), schema)
         for problem in found:
             if _belongs_to_arm(problem.path, arm):
                 problems.append(Problem(("compare", number, *problem.path), problem.message))
@@ -82,13 +91,13 @@ def _belongs_to_arm(path: Path, arm: Mapping[str, Any]) -> bool:
     return path[:1] == ("train",) and _follow(arm, path) == path
 
 
-def _validate(data: Mapping[str, Any]) -> list[Problem]:
+def _validate(data: Mapping[str, Any], schema: type[Section]) -> list[Problem]:
     try:
-        Config.model_validate(data)
+        schema.model_validate(data)
     except ValidationError as error:
         grouped: dict[Path, list[str]] = {}
         for item in error.errors(include_url=False):
-            for path, message in _explain(dict(item), data):
+            for path, message in _explain(dict(item), data, schema):
                 grouped.setdefault(path, []).append(message)
         return [
             Problem(path, _join(list(dict.fromkeys(messages))))
@@ -106,7 +115,9 @@ def _join(messages: list[str]) -> str:
     return "; ".join(messages)
 
 
-def _explain(item: dict[str, Any], data: Mapping[str, Any]) -> Iterator[tuple[Path, str]]:
+def _explain(
+    item: dict[str, Any], data: Mapping[str, Any], schema: type[Section]
+) -> Iterator[tuple[Path, str]]:
     kind, context = item["type"], item.get("ctx", {})
     path = _follow(data, item["loc"])
     value = item["input"]
@@ -115,17 +126,25 @@ def _explain(item: dict[str, Any], data: Mapping[str, Any]) -> Iterator[tuple[Pa
             yield tuple(int(part) if part.isdigit() else part for part in key.split(".")), message
     elif kind == "missing":
         path = (*path, item["loc"][-1])
-        yield path, f"is missing: {_description(path)}"
+        yield path, f"is missing: {_description(path, schema)}"
     elif kind == "extra_forbidden":
-        yield path, _unknown_key(path)
+        yield path, _unknown_key(path, schema)
     elif kind == "literal_error":
         allowed = re.findall(r"'([^']*)'", context["expected"]) or [context["expected"]]
+        if path == ("recipe",):
+            allowed = [*RECIPE_NAMES, *ADAPTIVE_RECIPES]
         close = difflib.get_close_matches(str(value), allowed, n=1)
         hint = f" (did you mean {close[0]}?)" if close else ""
         yield path, f"is {_show(value)}; expected {' | '.join(allowed)}{hint}"
     elif kind == "union_tag_invalid":
         expected = " | ".join(re.findall(r"'([^']*)'", context["expected_tags"]))
         yield (*path, "kind"), f"is {_show(context['tag'])}; expected {expected}"
+    elif kind == "union_tag_not_found":
+        tags = [
+            str(get_args(one.model_fields["kind"].annotation)[0])
+            for one in sections_at(path, schema)
+        ]
+        yield (*path, "kind"), f"is missing; expected {' | '.join(tags)}"
     elif kind in _TYPES:
         yield path, f"is {_show(value)}; expected {_TYPES[kind]}{_number_hint(kind, value)}"
     elif kind in _BOUNDS:
@@ -172,9 +191,9 @@ def _show(value: Any) -> str:
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
-def sections_at(path: Path) -> list[type[Section]]:
+def sections_at(path: Path, schema: type[Section] = Config) -> list[type[Section]]:
     """Returns the schema classes that the section at a path may have, empty if it is no section."""
-    found: list[type[Section]] = [Config]
+    found: list[type[Section]] = [schema]
     for part in path:
         if isinstance(part, int):
             continue
@@ -194,21 +213,22 @@ def section_types(annotation: Any) -> list[type[Section]]:
     return [found for argument in get_args(annotation) for found in section_types(argument)]
 
 
-def _description(path: Path) -> str:
-    for section in sections_at(path[:-1]):
+def _description(path: Path, schema: type[Section]) -> str:
+    for section in sections_at(path[:-1], schema):
         field = section.model_fields.get(str(path[-1]))
         if field is not None and field.description:
             return field.description
     return "required"
 
 
-def _unknown_key(path: Path) -> str:
+def _unknown_key(path: Path, schema: type[Section]) -> str:
     name = str(path[-1])
-    valid = list(dict.fromkeys(key for part in sections_at(path[:-1]) for key in part.model_fields))
+    sections = sections_at(path[:-1], schema)
+    valid = list(dict.fromkeys(key for part in sections for key in part.model_fields))
     close = difflib.get_close_matches(name, valid, n=1)
     if close:
         return f"unknown key; did you mean {close[0]}?"
-    elsewhere = [key for key in dotted_keys() if key.split(".")[-1] == name]
+    elsewhere = [key for key in dotted_keys(schema) if key.split(".")[-1] == name]
     if elsewhere and len(elsewhere) <= 3:
         return f"unknown key here; did you mean {' or '.join(elsewhere)}?"
     return f"unknown key; valid here: {', '.join(valid)}"

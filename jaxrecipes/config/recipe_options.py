@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, get_args
 
 from pydantic import Field, field_validator
 from pydantic_core import PydanticCustomError
@@ -12,6 +12,7 @@ from jaxrecipes.config.section import Pattern, Section
 RecipeName = Literal[
     "block_expansion", "full", "freeze", "in_context_pretraining", "lora", "strided_freeze"
 ]
+RECIPE_NAMES: tuple[str, ...] = get_args(RecipeName)
 # A recipe without options (full) has no section.
 RECIPE_SECTIONS = ("block_expansion", "freeze", "in_context_pretraining", "lora", "strided_freeze")
 

@@ -8,12 +8,13 @@ from typing import Any
 
 import yaml
 
+from jaxrecipes.config.adaptive import AdaptiveConfig
 from jaxrecipes.config.experiment import Config
 from jaxrecipes.config.recipe_options import RECIPE_SECTIONS
 from jaxrecipes.config.yaml_text import ConfigDumper, parse_yaml
 
 
-def resolved_yaml(config: Config) -> str:
+def resolved_yaml(config: Config | AdaptiveConfig) -> str:
     """Writes a config with all defaults filled in, and each value's origin as a comment.
 
     Returns:
@@ -40,18 +41,23 @@ def resolved_yaml(config: Config) -> str:
     return "\n".join(lines) + "\n"
 
 
-def config_hash(config: Config) -> str:
+def config_hash(config: Config | AdaptiveConfig) -> str:
     """Hashes everything in a config that can change a result.
 
     `output`, `name`, `compare` and `train.trackers` are left out, so an arm has the same hash in
     every folder and in every comparison; so are `mesh` and `model.attention`, because a run may go
     on with other devices than it began with, and the sections of other recipes and of perturbations
     that are not there. Defaults are filled in before hashing, so writing a default out changes
-    nothing.
+    nothing. Of the adaptive recipes also `seeds` and `checkpoint` are left out: a run can go on
+    with more seeds.
 
     Returns:
         sha256, 64 hexadecimal digits.
     """
+    if isinstance(config, AdaptiveConfig):
+        return _hash(
+            config.model_dump(exclude={"output", "name", "compare", "seeds", "checkpoint"})
+        )
     data = config.model_dump(exclude={"output": True, "name": True, "compare": True, "mesh": True})
     del data["train"]["trackers"], data["model"]["attention"]
     for name in RECIPE_SECTIONS:
@@ -59,6 +65,10 @@ def config_hash(config: Config) -> str:
             del data[name]
     if data["train"]["perturb"] is None:
         del data["train"]["perturb"]
+    return _hash(data)
+
+
+def _hash(data: dict[str, Any]) -> str:
     text = json.dumps(data, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
     return hashlib.sha256(text.encode()).hexdigest()
 

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from jaxrecipes.data.docstring_task import docstring_rows
 from jaxrecipes.data.documents import ReadReport, check_unique_ids
 from jaxrecipes.data.example_rows import ExampleRows
 from jaxrecipes.data.example_shapes import Shape
@@ -24,7 +25,8 @@ def read_labelled(spec: SourceSpec | str | Path) -> list[Labelled]:
 
     Args:
         spec: The source, or the path of a file; rows such as {"text": "...", "label": "..."} or
-            {"sentence1": "...", "sentence2": "...", "label": "..."}, others by a mapping.
+            {"sentence1": "...", "sentence2": "...", "label": "..."}, others by a mapping; or
+            docstrings, labelled with their package (`docstring_task`).
 
     Returns:
         Its examples in order, with unique ids, none of their texts empty.
@@ -36,6 +38,8 @@ def read_labelled(spec: SourceSpec | str | Path) -> list[Labelled]:
     """
     spec = spec if isinstance(spec, SourceSpec) else SourceSpec(str(spec))
     source = resolve_source(spec, roles=ALL_ROLES)
+    if source.kind == "docstrings":
+        return docstring_rows(source)
     shape = find_shape(source)
     # Text with labels beside it is a corpus to `find_shape`; here labels are asked for.
     shape = "classification" if shape == "documents" else shape

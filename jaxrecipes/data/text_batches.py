@@ -47,6 +47,14 @@ class TokenizedTexts:
         """Tokens of each text, int64 [texts]."""
         return np.array([len(ids) for ids in self.token_ids], np.int64)
 
+    def chosen(self, places: Sequence[int]) -> TokenizedTexts:
+        """Returns some of the texts, in the order of their places, without labels."""
+        return TokenizedTexts(
+            tuple(self.token_ids[place] for place in places),
+            tuple(self.type_ids[place] for place in places),
+            tuple(self.word_ids[place] for place in places),
+        )
+
     def labelled(self, labels: Sequence[int]) -> TokenizedTexts:
         """Returns the same texts with labels.
 
@@ -65,6 +73,7 @@ def tokenize_texts(
     max_tokens: int,
     split_long: bool = False,
     types: bool = True,
+    end_token_id: int | None = None,
 ) -> TokenizedTexts:
     """Tokenizes texts, or pairs of texts.
 
@@ -75,6 +84,8 @@ def tokenize_texts(
         split_long: What is longer becomes several rows, for pretraining on unlabelled text; without
             it the end is cut, of the longer text of a pair first.
         types: Keep the types; without them all are 0, for a model that has no second type.
+        end_token_id: Put behind the last token of each text, so that a decoder learns where texts
+            end; None for nothing.
 
     Returns:
         The texts in order.
@@ -83,18 +94,47 @@ def tokenize_texts(
         DataError: A text has no tokens.
     """
     tokenizer = Tokenizer.from_str(tokenizer.to_str())  # truncation is a state of it
-    tokenizer.enable_truncation(max_tokens)
+    tokenizer.enable_truncation(max_tokens - (end_token_id is not None))
     tokenizer.no_padding()
     inputs = [text[0] if len(text) == 1 else text for text in texts]
-    found: list[Encoding] = []
+    rows: list[_Row] = []
     for number, encoding in enumerate(tokenizer.encode_batch(inputs)):
         if not encoding.ids:
             raise DataError(f"text {number + 1} ({texts[number][0][:40]!r}) has no tokens")
-        found.extend([encoding, *encoding.overflowing] if split_long else [encoding])
+        pieces = [encoding, *encoding.overflowing] if split_long else [encoding]
+        of_text = [_row(piece, types) for piece in pieces]
+        if end_token_id is not None:
+            of_text[-1] = _with_end(of_text[-1], end_token_id)
+        rows += of_text
     return TokenizedTexts(
-        tuple(np.array(one.ids, np.int32) for one in found),
-        tuple(np.array(one.type_ids, np.int32) * types for one in found),
-        tuple(_words(one) for one in found),
+        tuple(row[0] for row in rows), tuple(row[1] for row in rows), tuple(row[2] for row in rows)
+    )
+
+
+# Token ids, types and words of one row.
+_Row = tuple[np.ndarray, np.ndarray, np.ndarray]
+
+
+def _row(encoding: Encoding, types: bool) -> _Row:
+    type_ids = np.array(encoding.type_ids, np.int32) * types
+    return np.array(encoding.ids, np.int32), type_ids, _words(encoding)
+
+
+def _with_end(row: _Row, end_token_id: int) -> _Row:
+    """Puts a token behind a row, a word of its own."""
+    ends = (end_token_id, row[1][-1], row[2][-1] + 1)
+    token_ids, type_ids, word_ids = (
+        np.append(column, np.int32(end)) for column, end in zip(row, ends, strict=True)
+    )
+    return token_ids, type_ids, word_ids
+
+
+def join_texts(parts: Sequence[TokenizedTexts]) -> TokenizedTexts:
+    """Puts texts without labels behind each other."""
+    return TokenizedTexts(
+        tuple(ids for part in parts for ids in part.token_ids),
+        tuple(ids for part in parts for ids in part.type_ids),
+        tuple(ids for part in parts for ids in part.word_ids),
     )
 
 
@@ -164,7 +204,24 @@ class TextBatches:
 def _epoch(lengths: bytes, rows: int, seed: int, epoch: int) -> list[np.ndarray]:
     sizes = np.frombuffer(lengths, np.int64)
     generator = np.random.default_rng([seed, epoch])
-    order = generator.permutation(len(sizes))
+    return shuffled_batches(np.arange(len(sizes)), sizes, rows, generator)
+
+
+def shuffled_batches(
+    members: np.ndarray, sizes: np.ndarray, rows: int, generator: np.random.Generator
+) -> list[np.ndarray]:
+    """Cuts texts into batches of similar length, in a random order.
+
+    Args:
+        members: int [members], which texts; one can occur more than once.
+        sizes: int [texts], tokens of every text.
+        rows: Texts of a batch.
+        generator: Draws the order.
+
+    Returns:
+        int [at most `rows`] each; every member is in one.
+    """
+    order = members[generator.permutation(len(members))]
     batches: list[np.ndarray] = []
     for start in range(0, len(order), rows * _POOL):
         pool = order[start : start + rows * _POOL]

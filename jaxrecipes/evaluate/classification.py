@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -62,6 +62,13 @@ def _scores(
     occurs = total > 0
     f1 = np.divide(hits, total, out=np.zeros_like(hits), where=occurs)
     return f1.sum(axis=1) / occurs.sum(axis=1)
+
+
+# (predictions, labels) -> score.
+SCORES: Mapping[Score, Callable[[np.ndarray, np.ndarray], float]] = {
+    "accuracy": accuracy,
+    "macro_f1": macro_f1,
+}
 
 
 @dataclass(frozen=True)

@@ -193,6 +193,13 @@ def export(
         UsageError: There is no such run or arm, or the destination exists.
         CheckpointError: The arm is not finished, or has no new blocks.
     """
+    from jaxrecipes.report.seeds import exported_model, is_adaptive_run
+
+    if is_adaptive_run(run_folder):
+        raise UsageError(
+            f"{run_folder} is a run of an adaptive recipe, whose best model is a folder of its own "
+            f"already: {exported_model(run_folder)}"
+        )
     arms = sorted(path.name for path in (run_folder / "arms").glob("*") if path.is_dir())
     if not arms:
         raise UsageError(f"{run_folder} is no run folder: it has no arms; give the config's output")
@@ -237,9 +244,13 @@ def report(run_folder: Path, *, console: Console) -> int | None:
         None: done.
     """
     from jaxrecipes.report.page import write_report
+    from jaxrecipes.report.seed_page import render_seed_results, write_seed_report
+    from jaxrecipes.report.seeds import is_adaptive_run
     from jaxrecipes.report.terminal import render_results
 
-    results = write_report(run_folder)
-    console.print(render_results(results))
+    if is_adaptive_run(run_folder):
+        console.print(render_seed_results(write_seed_report(run_folder)))
+    else:
+        console.print(render_results(write_report(run_folder)))
     console.print(f"report: {run_folder / 'report.html'}", highlight=False)
     return None

@@ -7,25 +7,24 @@ from dataclasses import asdict
 from typing import Any
 
 from jaxrecipes.config import Config
-from jaxrecipes.config.perturb import NOT_OPTIONS
+from jaxrecipes.config.perturb import NOT_OPTIONS, PerturbSection
 from jaxrecipes.train.perturb.options import build_method
 from jaxrecipes.train.perturb.schedule import UNPERTURBED, Perturbation
 
 
-def make_perturbation(config: Config, steps: int) -> Perturbation:
-    """Translates the section `train.perturb`.
+def make_perturbation(section: PerturbSection | None, steps: int) -> Perturbation:
+    """Translates a section `perturb`.
 
     Args:
-        config: The arm's config.
+        section: The section; None for clean embeddings.
         steps: Length of the run.
 
     Returns:
-        The perturbation; `UNPERTURBED` where the config has none.
+        The perturbation; `UNPERTURBED` where there is none.
 
     Raises:
         ConfigError: An option is out of its range.
     """
-    section = config.train.perturb
     if section is None or section.method == "none":
         return UNPERTURBED
     options = section.model_dump(exclude=NOT_OPTIONS, exclude_none=True)
@@ -43,7 +42,7 @@ def describe_perturbation(config: Config, steps: int) -> dict[str, Any] | None:
     section = config.train.perturb
     if section is None or section.method == "none":
         return None
-    perturbation = make_perturbation(config, steps)
+    perturbation = make_perturbation(section, steps)
     method: Any = perturbation.method
     return {
         "method": section.method,

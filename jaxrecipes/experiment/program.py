@@ -14,6 +14,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxrecipes.checkpoint.huggingface import Imported
 from jaxrecipes.config import Config
+from jaxrecipes.config.train import OptimizerSection
 from jaxrecipes.errors import ConfigError, DeviceMemoryError
 from jaxrecipes.experiment.perturbation import make_perturbation
 from jaxrecipes.models.config import ModelConfig
@@ -120,9 +121,8 @@ def total_steps(config: Config, train_rows: int) -> int:
     return max(math.ceil(config.train.epochs * train_rows / config.train.batch_size), 1)
 
 
-def optimizer_settings(config: Config, steps: int) -> OptimizerSettings:
-    """Translates the section `train.optimizer`; warm-up becomes a number of steps."""
-    section = config.train.optimizer
+def optimizer_settings(section: OptimizerSection, steps: int) -> OptimizerSettings:
+    """Translates a section `optimizer`; warm-up becomes a number of steps."""
     return OptimizerSettings(
         total_steps=steps,
         name=section.name,
@@ -173,14 +173,14 @@ def build_program(config: Config, base: Imported, steps: int, execution: Executi
     trainable, frozen = jax.eval_shape(
         lambda params: _split(params, labels, layout, compute_dtype), surgery.params
     )
-    settings = optimizer_settings(config, steps)
+    settings = optimizer_settings(config.train.optimizer, steps)
     optimizer = make_optimizer(
         settings,
         layout=layout,
         decays={path: decays[path] for path in trains if trains[path]},
         rates={path: rates[path] for path in trains if trains[path]},
     )
-    perturbation = make_perturbation(config, steps)
+    perturbation = make_perturbation(config.train.perturb, steps)
     rows = config.train.micro_batch_size or config.train.batch_size
     names = tuple(config.train.remat_names)
     step = make_train_step(

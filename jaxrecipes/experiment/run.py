@@ -7,7 +7,7 @@ import json
 import os
 import time
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
@@ -27,7 +27,7 @@ from jaxrecipes.checkpoint.huggingface import (
     read_model_config,
 )
 from jaxrecipes.checkpoint.peft import write_adapter
-from jaxrecipes.config import Arm, Config, config_hash, expand_arms, resolved_yaml
+from jaxrecipes.config import AdaptiveConfig, Arm, Config, config_hash, expand_arms, resolved_yaml
 from jaxrecipes.durable import write_json
 from jaxrecipes.environment import describe_environment
 from jaxrecipes.errors import CheckpointError, ConfigError, JaxrecipesError
@@ -87,8 +87,9 @@ def _run(config: Config, hosts: Hosts, console: Console) -> int | None:
     output = Path(config.output)
     said = {"code": __version__, "jax": jax.__version__, "mesh": config.mesh.model_dump_json()}
     hosts.agree("config", {"config": config_hash(config), "output": str(output), **said})
-    with _locked(output) if hosts.is_first else nullcontext():
-        hosts.only_first("claim", lambda: _claim(config, output))
+    with locked_folder(output) if hosts.is_first else nullcontext():
+        hashes = {arm.name: config_hash(arm.config) for arm in expand_arms(config)}
+        hosts.only_first("claim", lambda: claim_folder(config, hashes, output))
         _check_shared(output, hosts)
         enable_compilation_cache(output)
         base = hosts.first(
@@ -281,12 +282,19 @@ def finished_model(config: Config, base: Imported, trained: Tree) -> Surgery:
     return replace(surgery, params=unflatten(leaves))
 
 
-def _claim(config: Config, output: Path) -> None:
-    """Refuses a folder that belongs to another experiment; marks a new one as ours."""
-    identity = {
-        "main": config_hash(config),
-        "arms": {arm.name: config_hash(arm.config) for arm in expand_arms(config)},
-    }
+def claim_folder(config: Config | AdaptiveConfig, arms: Mapping[str, str], output: Path) -> None:
+    """Refuses a folder that belongs to another experiment; marks a new one as ours.
+
+    Args:
+        config: The experiment.
+        arms: Hash of each arm, in order.
+        output: The run folder, which is there.
+
+    Raises:
+        ConfigError: The folder holds another experiment, or something else.
+        JaxrecipesError: It cannot be written.
+    """
+    identity = {"main": config_hash(config), "arms": dict(arms)}
     path = output / IDENTITY_FILE
     if path.exists():
         try:
@@ -315,8 +323,8 @@ def _claim(config: Config, output: Path) -> None:
 
 
 @contextmanager
-def _locked(output: Path) -> Iterator[None]:
-    """Keeps two processes from working in one run folder."""
+def locked_folder(output: Path) -> Iterator[None]:
+    """Keeps two processes from working in one run folder, which is made."""
     try:
         output.mkdir(parents=True, exist_ok=True)
         file = (output / ".lock").open("w")

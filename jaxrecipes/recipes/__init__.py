@@ -33,6 +33,20 @@ RECIPES = (
         ("quickstart", "tiny", "controls", "tpu_v5e", "tpu_v5e_16"),
     ),
     Recipe(
+        "curated_tapt",
+        "pretrain on the larger pool that a task was drawn from, then learn its labels",
+        "Don't Stop Pretraining, arXiv 2004.10964",
+        "a labelled task, unlabelled texts of its kind",
+        ("quickstart", "tiny"),
+    ),
+    Recipe(
+        "dapt",
+        "pretrain on a domain, then learn a task's labels; encoders and decoders",
+        "Don't Stop Pretraining, arXiv 2004.10964",
+        "documents of a domain, a labelled task",
+        ("quickstart", "tiny", "decoder"),
+    ),
+    Recipe(
         "full",
         "train everything: the baseline of every other recipe",
         "baseline",
@@ -54,6 +68,13 @@ RECIPES = (
         ("docstrings", "tiny", "tpu_v5e"),
     ),
     Recipe(
+        "knn_tapt",
+        "pretrain on the domain's texts that are most like a task's, then learn its labels",
+        "Don't Stop Pretraining, arXiv 2004.10964",
+        "documents of a domain, a labelled task, a sentence encoder",
+        ("quickstart", "tiny"),
+    ),
+    Recipe(
         "lora",
         "train low-rank adapters beside frozen weights; gives a PEFT adapter and a merged model",
         "LoRA, arXiv 2106.09685 (rsLoRA, DoRA, PiSSA, OLoRA)",
@@ -65,6 +86,13 @@ RECIPES = (
         "train old blocks where expansion would insert new ones",
         "control for LLaMA Pro (its issue 9)",
         "documents of a domain",
+        ("quickstart", "tiny"),
+    ),
+    Recipe(
+        "tapt",
+        "pretrain on a task's own texts, then learn its labels",
+        "Don't Stop Pretraining, arXiv 2004.10964",
+        "a labelled task",
         ("quickstart", "tiny"),
     ),
 )

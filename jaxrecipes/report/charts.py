@@ -23,7 +23,7 @@ from jaxrecipes.report.numbers import number
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 _INK, _FAINT = "#1b1f24", "#6b7480"
-_STYLE: dict[Any, Any] = {
+STYLE: dict[Any, Any] = {
     "font.family": "DejaVu Sans",
     "font.size": 10.5,
     "text.color": _INK,
@@ -80,10 +80,10 @@ def draw_charts(results: Results, folder: Path) -> list[Chart]:
     folder.mkdir(parents=True, exist_ok=True)
     names = ", ".join(arm["name"] for arm in results["arms"])
     charts = []
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         if any(len(_frontier_points(arm)) > 1 for arm in results["arms"]):
             charts.append(
-                _saved(
+                save_chart(
                     _learned_forgotten(results),
                     folder / "learned_forgotten.png",
                     "Learned against forgotten",
@@ -93,7 +93,7 @@ def draw_charts(results: Results, folder: Path) -> list[Chart]:
                 )
             )
         charts.append(
-            _saved(
+            save_chart(
                 _losses(results),
                 folder / "losses.png",
                 "Loss along the run",
@@ -103,7 +103,7 @@ def draw_charts(results: Results, folder: Path) -> list[Chart]:
         )
         if any(arm["training"] for arm in results["arms"]):
             charts.append(
-                _saved(
+                save_chart(
                     _training(results),
                     folder / "training_loss.png",
                     "Training loss",
@@ -254,8 +254,9 @@ def _token_axis(axes: Axes) -> None:
     axes.set_xlim(left=0)
 
 
-def _saved(figure: Figure, path: Path, title: str, description: str) -> Chart:
+def save_chart(figure: Figure, path: Path, title: str, description: str) -> Chart:
+    """Writes a figure as a PNG file; the same numbers give the same bytes."""
     FigureCanvasAgg(figure)
-    # No software version in the file: the same numbers give the same bytes.
+    # No software version in the file.
     figure.savefig(path, format="png", dpi=170, metadata={"Software": None})
     return Chart(path, title, description)

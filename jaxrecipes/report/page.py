@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 
 from jaxrecipes.report import numbers
 from jaxrecipes.report.charts import Chart, draw_charts
@@ -48,8 +48,8 @@ def write_report(run_folder: Path) -> Results:
     run_folder = Path(run_folder)
     results = collect_results(run_folder)
     charts = draw_charts(results, run_folder / PLOTS)
-    _write(run_folder / RESULTS, json.dumps(results, indent=1, allow_nan=False) + "\n")
-    _write(run_folder / REPORT, render_page(results, charts))
+    write_whole(run_folder / RESULTS, json.dumps(results, indent=1, allow_nan=False) + "\n")
+    write_whole(run_folder / REPORT, render_page(results, charts))
     return results
 
 
@@ -63,14 +63,7 @@ def render_page(results: Results, charts: Sequence[Chart]) -> str:
     Returns:
         HTML. All text of the run is escaped; nothing is fetched from anywhere.
     """
-    environment = Environment(
-        loader=PackageLoader("jaxrecipes.report"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    return environment.get_template("page.html.j2").render(
+    return page_template("page.html.j2").render(
         results=results,
         arms=[arm["name"] for arm in results["arms"]],
         tiles=[_tile(arm) for arm in results["arms"]],
@@ -81,17 +74,34 @@ def render_page(results: Results, charts: Sequence[Chart]) -> str:
         orders=order_rows(results["arms"]),
         examples=order_examples(results["arms"]),
         what_trains=[_what_trains(arm) for arm in results["arms"] if arm["summary"]],
-        environment=_environment_rows(results["environment"]),
-        charts=[
-            {
-                "title": chart.title,
-                "description": chart.description,
-                "data": base64.b64encode(chart.path.read_bytes()).decode(),
-            }
-            for chart in charts
-        ],
+        environment=environment_rows(results["environment"]),
+        charts=embedded(charts),
         after=results["arms"][0]["after"],
     )
+
+
+def page_template(name: str) -> Template:
+    """Opens a template whose text is escaped, and where a missing value is an error."""
+    environment = Environment(
+        loader=PackageLoader("jaxrecipes.report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template(name)
+
+
+def embedded(charts: Sequence[Chart]) -> list[dict[str, str]]:
+    """Returns title, description and the file in base 64 of each chart."""
+    return [
+        {
+            "title": chart.title,
+            "description": chart.description,
+            "data": base64.b64encode(chart.path.read_bytes()).decode(),
+        }
+        for chart in charts
+    ]
 
 
 def learned_rows(arms: Sequence[Mapping[str, Any]]) -> list[Row]:
@@ -244,7 +254,8 @@ def _what_trains(arm: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _environment_rows(environment: Mapping[str, Any]) -> list[tuple[str, str]]:
+def environment_rows(environment: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Returns what `environment.json` says as pairs of label and text."""
     rows = []
     for key, found in environment.items():
         label = key.replace("_", " ")
@@ -267,7 +278,7 @@ def _device(part: Any) -> str:
     return f"{part.get('kind', part)}" + (f" ({memory(size)})" if size else "")
 
 
-def _write(path: Path, text: str) -> None:
+def write_whole(path: Path, text: str) -> None:
     """Writes a file completely or not at all."""
     temporary = path.with_name(path.name + ".partial")
     temporary.write_text(text, encoding="utf-8")

@@ -74,7 +74,7 @@ def collect_results(run_folder: Path) -> Results:
         )
     compared = {measure: compare(records, measure).to_json() for measure in MEASURES}
     sentences = findings(arms, compared)
-    return _finite(
+    return finite_values(
         {
             "schema": SCHEMA,
             "name": run_folder.resolve().name,
@@ -82,8 +82,8 @@ def collect_results(run_folder: Path) -> Results:
             "findings": sentences[1:],
             "arms": arms,
             "equal_learning": compared,
-            "config": _text(run_folder / "run.yaml"),
-            "environment": _json(run_folder / "environment.json"),
+            "config": read_text_or_nothing(run_folder / "run.yaml"),
+            "environment": read_object(run_folder / "environment.json"),
         }
     )
 
@@ -115,13 +115,13 @@ def compare(records: Mapping[str, Sequence[Mapping[str, Any]]], measure: str) ->
 def _arm_folders(run_folder: Path) -> list[Path]:
     """Lists the arms' folders in the order of the run, which `identity.json` keeps."""
     present = {path.name: path for path in (run_folder / "arms").glob("*") if path.is_dir()}
-    order = list((_json(run_folder / "identity.json").get("arms")) or {})
+    order = list((read_object(run_folder / "identity.json").get("arms")) or {})
     names = [name for name in order if name in present]
     return [present[name] for name in [*names, *sorted(present.keys() - set(names))]]
 
 
 def _arm(folder: Path, records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    summary = _json(folder / "summary.json")
+    summary = read_object(folder / "summary.json")
     path = folder / "metrics.jsonl"
     steps = read_metrics(path) if path.exists() else []
     accepted = [step for step in steps if step.get("accepted", True)]
@@ -148,11 +148,11 @@ def _arm(folder: Path, records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         "training_seconds": seconds if steps else None,
         "tokens_per_second": tokens / timed_seconds if tokens and timed_seconds > 0 else None,
         "skipped": len(steps) - len(accepted),
-        "orders": _json(folder / ORDERS).get("sources", []),
+        "orders": read_object(folder / ORDERS).get("sources", []),
     }
 
 
-def _json(path: Path) -> dict[str, Any]:
+def read_object(path: Path) -> dict[str, Any]:
     """Reads a JSON object; {} where there is no file."""
     if not path.exists():
         return {}
@@ -167,15 +167,15 @@ def _json(path: Path) -> dict[str, Any]:
     return found
 
 
-def _text(path: Path) -> str:
+def read_text_or_nothing(path: Path) -> str:
     """Reads a text file; "" where there is none."""
     return path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
 
 
-def _finite(value: Any) -> Any:
+def finite_values(value: Any) -> Any:
     """Replaces numbers that JSON cannot hold by None."""
     if isinstance(value, dict):
-        return {key: _finite(part) for key, part in value.items()}
+        return {key: finite_values(part) for key, part in value.items()}
     if isinstance(value, list | tuple):
-        return [_finite(part) for part in value]
+        return [finite_values(part) for part in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value

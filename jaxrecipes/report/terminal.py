@@ -44,12 +44,13 @@ def render_results(results: Mapping[str, Any]) -> RenderableType:
         ("Order of documents", order_rows(results["arms"])),
     ):
         if rows:
-            parts += [Text(), _rows_table(title, rows, results)]
+            parts += [Text(), rows_table(title, rows, results)]
     return Group(*parts)
 
 
-def _rows_table(title: str, rows: list[Row], results: Mapping[str, Any]) -> Table:
-    table = _table(title, "", *(arm["name"] for arm in results["arms"]))
+def rows_table(title: str, rows: list[Row], results: Mapping[str, Any]) -> Table:
+    """Makes a table of rows with one cell an arm."""
+    table = new_table(title, "", *(arm["name"] for arm in results["arms"]))
     for row in rows:
         cells = []
         for cell in row["cells"]:
@@ -111,7 +112,8 @@ def _cell(measured: Measured, *, digits: int = 3, signed: bool = False) -> Text:
     return text
 
 
-def _table(title: str, *columns: str) -> Table:
+def new_table(title: str, *columns: str) -> Table:
+    """Returns an empty table, its first column to the left, the others to the right."""
     table = Table(
         title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, **_TIGHT
     )
@@ -121,7 +123,7 @@ def _table(title: str, *columns: str) -> Table:
 
 
 def _learned(results: Mapping[str, Any]) -> Table:
-    table = _table(
+    table = new_table(
         "Learned and forgotten, nats a token (95 % intervals over documents)",
         "arm",
         "learned",
@@ -147,7 +149,7 @@ def _equal_learning(results: Mapping[str, Any]) -> RenderableType:
     comparison = results["equal_learning"]["kl"]
     if comparison["gain"] is None:
         return Text(f"No comparison at equal learning: {comparison['reason']}.")
-    table = _table(
+    table = new_table(
         f"Forgotten at equal learning ({number(comparison['gain'])} nats a token learned)",
         "arm",
         "KL to base on keep set",
@@ -167,7 +169,9 @@ def _equal_learning(results: Mapping[str, Any]) -> RenderableType:
 
 
 def _cost(results: Mapping[str, Any]) -> Table:
-    table = _table("Cost", "arm", "trained", "of all", "steps", "tokens", "time", "tok/s", "memory")
+    table = new_table(
+        "Cost", "arm", "trained", "of all", "steps", "tokens", "time", "tok/s", "memory"
+    )
     for arm in results["arms"]:
         summary = arm["summary"]
         unfinished = "" if arm["finished"] else " *"
@@ -202,7 +206,7 @@ def render_tasks(result: Mapping[str, Any]) -> RenderableType:
     """
     compared = result["base"] is not None
     columns = ["task", "metric", "items", "shots", "value", "standard error"]
-    table = _table(result["model"], *columns, *(["base", "change"] if compared else []))
+    table = new_table(result["model"], *columns, *(["base", "change"] if compared else []))
     for score in result["scores"]:
         filtered = "" if score["filter"] == "none" else f" ({score['filter']})"
         arrow = {True: " ↑", False: " ↓", None: ""}[score["higher_is_better"]]

@@ -29,12 +29,16 @@ class LoopSettings:
         save_every: Steps between two checkpoints; the last step is always saved.
         evaluate_at: Steps after which `evaluate` is called.
         skip_limit: Skipped steps after which the run counts as diverged.
+        limit_key: Where the config sets that limit, for the message.
+        batch_keys: Entries of a batch that the step reads.
     """
 
     total_steps: int
     save_every: int
     evaluate_at: frozenset[int] = field(default_factory=frozenset)
     skip_limit: int = 10
+    limit_key: str = "train.spikes.limit"
+    batch_keys: tuple[str, ...] = BATCH_KEYS
 
 
 def run_steps(
@@ -97,7 +101,7 @@ def run_steps(
                 f"step {number}: {values['skipped']} steps were skipped because their loss or "
                 f"gradient norm was not finite or far off (limit {settings.skip_limit}); lower the "
                 "learning rate, look at the rows that metrics.jsonl names for them, or raise "
-                "train.spikes.limit"
+                f"{settings.limit_key}"
             )
 
     for number, batch in batches:
@@ -105,7 +109,7 @@ def run_steps(
             break
         if number != done:
             raise ValueError(f"the batches continue at {number}, the state at {done}")
-        state, metrics = step(state, frozen, {key: batch[key] for key in BATCH_KEYS})
+        state, metrics = step(state, frozen, {key: batch[key] for key in settings.batch_keys})
         settle()
         done += 1
         pending = (done, metrics, batch)

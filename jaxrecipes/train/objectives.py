@@ -13,6 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jaxrecipes.models.config import ModelConfig
 from jaxrecipes.models.encoder_config import EncoderConfig
 from jaxrecipes.models.heads import (
     ClassificationHead,
@@ -20,11 +21,14 @@ from jaxrecipes.models.heads import (
     masked_logits,
     masked_states,
 )
+from jaxrecipes.models.stacking import Layout
 from jaxrecipes.params.partition import combine
 from jaxrecipes.params.paths import Tree
 from jaxrecipes.train.backbone import Backbone, Batch
+from jaxrecipes.train.loss import next_token_targets
 from jaxrecipes.train.masking import MaskingSettings, mask_tokens
 from jaxrecipes.train.perturb import Problem, kl_divergence
+from jaxrecipes.train.perturb.causal import causal_problem
 
 
 @dataclass(frozen=True)
@@ -187,6 +191,48 @@ def masked_objective(
         return Problem(embed, loss, outputs, divergence)
 
     return Objective(prepare, lambda batch: jnp.sum(batch["weights"]), problem)
+
+
+def causal_objective(
+    config: ModelConfig,
+    *,
+    layout: Layout | None = None,
+    compute_dtype: Any = jnp.float32,
+    chunk: int = 512,
+) -> Objective:
+    """Trains a decoder to guess the next token of each text.
+
+    Args:
+        config: The decoder.
+        layout: Layout of the trees; None for canonical ones.
+        compute_dtype: dtype of activations and products.
+        chunk: Tokens whose logits exist at the same time.
+
+    Returns:
+        The objective. A batch has `token_ids`, `segment_ids` and `positions`, int32 [rows, length].
+        Divided is by the number of tokens that have one before them in their text.
+    """
+
+    def prepare(batch: Batch, _: jax.Array) -> Batch:
+        return {**batch, "loss_mask": (batch["segment_ids"] > 0).astype(jnp.int32)}
+
+    def count(batch: Batch) -> jax.Array:
+        _, weights = next_token_targets(
+            batch["token_ids"], batch["segment_ids"], batch["loss_mask"]
+        )
+        return jnp.sum(weights)
+
+    def problem(frozen: Tree, count: jax.Array) -> Problem:
+        return causal_problem(
+            config,
+            frozen,
+            count=count,
+            layout=layout,
+            compute_dtype=compute_dtype,
+            loss_chunk=chunk,
+        )
+
+    return Objective(prepare, count, problem)
 
 
 def sum_of_chosen(

@@ -120,3 +120,18 @@ def test_what_makes_no_batches_is_refused():
     with pytest.raises(DataError, match="has no tokens"):
         tokenize_texts(empty, [("",)], max_tokens=8)
     assert pad_texts(texts_of([3]), np.array([0]), 2, 8, 0)["token_ids"].shape == (2, 8)
+
+
+def test_a_text_ends_with_the_end_token_and_its_pieces_do_not():
+    texts = [("the cat sat the cat sat the cat",), ("cats",)]
+    options = {"max_tokens": 6, "split_long": True}
+    plain = tokenize_texts(tokenizer_of(), texts, max_tokens=5, split_long=True)
+    found = tokenize_texts(tokenizer_of(), texts, end_token_id=9, **options)
+    assert len(found) == len(plain) == 4
+    for number, (ended, ids) in enumerate(zip(found.token_ids, plain.token_ids, strict=True)):
+        assert ended.tolist() == [*ids.tolist(), *([9] if number in (2, 3) else [])]
+        assert len(ended) <= 6
+    # A word of its own: whole words never join it.
+    last = plain.word_ids[3].tolist()
+    assert found.word_ids[3].tolist() == [*last, last[-1] + 1]
+    assert found.type_ids[3].tolist() == [0] * (len(last) + 1)
