@@ -16,13 +16,16 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import jax
 from encoder_tasks import make_adamw, markdown, read_task
 
 from jaxrecipes.checkpoint.encoder import import_encoder
+from jaxrecipes.data.text_batches import TextBatches
 from jaxrecipes.evaluate.seed_results import SeedResults
-from jaxrecipes.experiment.fine_tuning import FineTuner, FineTuning
-from jaxrecipes.experiment.task_model import of_encoder
-from jaxrecipes.models.heads import mean_head
+from jaxrecipes.experiment.fine_tuning import FineTuner, FineTuning, Task
+from jaxrecipes.experiment.task_model import TaskModel, of_encoder
+from jaxrecipes.models.heads import ClassificationHead, mean_head
+from jaxrecipes.train.flops import count_flops
 from jaxrecipes.train.perturb import (
     ALUM,
     FGM,
@@ -36,6 +39,7 @@ from jaxrecipes.train.perturb import (
     Perturber,
 )
 from jaxrecipes.train.perturb.schedule import Perturbation
+from jaxrecipes.train.state import create_state
 
 ATTACK = PGD(epsilon=0.1, step_size=0.04, steps=3, relative=True)
 ASCENT = Ascent(epsilon=1e-2, noise=1e-2, step_size=1e-2)
@@ -53,14 +57,26 @@ METHODS: dict[str, Perturber] = {
     "kim_kang": KimKang(ATTACK),
 }
 ARMS = ("baseline", "equal_compute", *METHODS)
-# Forward and backward passes of PGD-3 and of FreeLB-3 with the clean step; the other methods need
-# fewer, so that this control is on the safe side.
-PASSES = 4
 
 
 def perturbed(method: Perturber) -> Callable[[int], Perturbation]:
     """Returns how a fine-tuning of so many steps perturbs."""
     return lambda steps: Perturbation(method, total_steps=steps)
+
+
+def most_work(model: TaskModel, head: ClassificationHead, task: Task, plain: FineTuning) -> float:
+    """Counts the operations of a step of the costliest method, over those of a plain step."""
+    batches = TextBatches(task.train, plain.rows, task.max_tokens, model.pad_token_id, 0)
+
+    def count(settings: FineTuning) -> int:
+        tuner = FineTuner(model, head, task, settings)
+        params = tuner.start(model.params, 0)
+        teacher = tuner.perturbation.first_teacher(params, params)
+        state = create_state(params, tuner.optimizer, spike_window=8, teacher=teacher)
+        return count_flops(tuner.step, state, {}, batches.batch(0), jax.random.key(0))
+
+    methods = (replace(plain, perturbation=perturbed(method)) for method in METHODS.values())
+    return max(map(count, methods)) / count(plain)
 
 
 def main() -> None:
@@ -109,7 +125,9 @@ def main() -> None:
             continue
         settings, method = plain, None
         if arm == "equal_compute":
-            settings = replace(plain, epochs=PASSES * plain.epochs)
+            work = most_work(model, head, task, plain)
+            settings = replace(plain, epochs=round(work * plain.epochs))
+            print(f"equal_compute: {work:.2f} times the epochs", flush=True)
         elif arm != "baseline":
             method = METHODS[arm]
             settings = replace(plain, perturbation=perturbed(method))
