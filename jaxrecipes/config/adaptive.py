@@ -6,8 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
-from pydantic import Field, PrivateAttr, model_validator
-from pydantic_core import PydanticCustomError
+from pydantic import Field, model_validator
 
 from jaxrecipes.config.data import LearnSection, SourceSection
 from jaxrecipes.config.experiment import source_conflicts
@@ -19,7 +18,7 @@ from jaxrecipes.config.phases import (
     PretrainPhase,
     default_phases,
 )
-from jaxrecipes.config.section import ArmName, Section
+from jaxrecipes.config.section import ArmName, ExperimentSection, Section, refuse_conflicts
 from jaxrecipes.config.train import CheckpointSection, SpikesSection
 
 ADAPTIVE_RECIPES: tuple[str, ...] = get_args(AdaptiveRecipeName)
@@ -141,13 +140,9 @@ class AdaptiveArmSection(Section):
     phases: list[Phase] | None = Field(default=None, min_length=1, description="As at the top.")
 
 
-class AdaptiveConfig(Section):
+class AdaptiveConfig(ExperimentSection):
     """An experiment of recipe dapt, tapt, curated_tapt or knn_tapt."""
 
-    version: Literal[1] = Field(description="Version of this schema.")
-    name: ArmName | None = Field(
-        default=None, description="Name of the main arm. null: the recipe's name."
-    )
     recipe: AdaptiveRecipeName = Field(description="`jaxrecipes ls` explains.")
     seed: int = Field(
         default=0,
@@ -187,27 +182,9 @@ class AdaptiveConfig(Section):
         default_factory=CheckpointSection, description="Saving the state of pretraining."
     )
 
-    # As `Config._origins`.
-    _origins: dict[str, str] = PrivateAttr(default_factory=dict)
-
-    @property
-    def origins(self) -> dict[str, str]:
-        """Dotted key -> "file:line" or "command line", for given keys; empty if made in Python."""
-        return dict(self._origins)
-
-    @property
-    def arm_name(self) -> str:
-        """The name of the main arm."""
-        return self.name or self.recipe
-
     @model_validator(mode="after")
     def _across_sections(self) -> AdaptiveConfig:
-        problems = adaptive_conflicts(self)
-        if problems:
-            summary = "; ".join(f"{key}: {message}" for key, message in problems)
-            raise PydanticCustomError(
-                "conflicts", "{summary}", {"summary": summary, "problems": problems}
-            )
+        refuse_conflicts(adaptive_conflicts(self))
         return self
 
 

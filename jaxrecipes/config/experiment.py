@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, PrivateAttr, model_validator
-from pydantic_core import PydanticCustomError
+from pydantic import Field, model_validator
 
 from jaxrecipes.config.data import DataSection, KeepDocuments, SourceSection
 from jaxrecipes.config.mesh import MeshSection
@@ -19,7 +18,7 @@ from jaxrecipes.config.recipe_options import (
     RecipeName,
     StridedFreezeSection,
 )
-from jaxrecipes.config.section import ArmName, Section
+from jaxrecipes.config.section import ArmName, ExperimentSection, Section, refuse_conflicts
 from jaxrecipes.config.train import EvaluateSection, SaveableName, TrainSection
 
 
@@ -101,14 +100,9 @@ def arm_names(arm: ArmSection) -> list[str]:
     return [f"{name}-lr{rate:g}" for rate in arm.learning_rates] or [name]
 
 
-class Config(Section):
+class Config(ExperimentSection):
     """A whole experiment."""
 
-    version: Literal[1] = Field(description="Version of this schema.")
-    name: ArmName | None = Field(
-        default=None,
-        description="Name of the main arm in tables and folders. null: the recipe's name.",
-    )
     recipe: RecipeName = Field(description="What changes in the model. `jaxrecipes ls` explains.")
     seed: int = Field(
         default=0,
@@ -140,27 +134,9 @@ class Config(Section):
         description="More arms, run at equal steps, tokens and data, and reported together.",
     )
 
-    # Dotted key -> where its value came from; filled in by file.load_config, empty elsewhere.
-    _origins: dict[str, str] = PrivateAttr(default_factory=dict)
-
-    @property
-    def origins(self) -> dict[str, str]:
-        """Dotted key -> "file:line" or "command line", for given keys; empty if made in Python."""
-        return dict(self._origins)
-
-    @property
-    def arm_name(self) -> str:
-        """The name of the main arm."""
-        return self.name or self.recipe
-
     @model_validator(mode="after")
     def _across_sections(self) -> Config:
-        problems = conflicts(self)
-        if problems:
-            summary = "; ".join(f"{key}: {message}" for key, message in problems)
-            raise PydanticCustomError(
-                "conflicts", "{summary}", {"summary": summary, "problems": problems}
-            )
+        refuse_conflicts(conflicts(self))
         return self
 
 
