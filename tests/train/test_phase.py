@@ -65,7 +65,7 @@ def program(model) -> PhaseProgram:
         optimizer=make_optimizer(settings, layout=model.layout, decays=decays),
         schedule=learning_rate_schedule(settings),
         total_steps=STEPS,
-        dropout=True,
+        dropout=False,  # its masks follow the step, too (test_encoder_step.py), and compile long
         spike_window=8,
         seed=7,
     )
@@ -99,9 +99,7 @@ def equal(first: Any, second: Any) -> None:
 
 
 def test_a_phase_is_its_units_called_by_hand(program, model, mixture, whole):
-    step = jax.jit(
-        make_objective_step(program.objective, program.optimizer, program.schedule, dropout=True)
-    )
+    step = jax.jit(make_objective_step(program.objective, program.optimizer, program.schedule))
     trainable = to_runtime(model.layout, params(model))
     state = create_state(trainable, program.optimizer, spike_window=8)
     losses = []
@@ -118,7 +116,7 @@ def test_a_phase_is_its_units_called_by_hand(program, model, mixture, whole):
     assert np.abs(changed - flatten(trainable)["masked_head/dense/kernel"]).max() > 1e-4
 
 
-@pytest.mark.parametrize("stop_at", [1, 3])
+@pytest.mark.parametrize("stop_at", [1, pytest.param(3, marks=pytest.mark.long)])
 def test_a_phase_that_was_stopped_ends_with_the_same_bits(
     program, model, mixture, whole, tmp_path, stop_at
 ):
@@ -137,26 +135,20 @@ def test_a_phase_that_was_stopped_ends_with_the_same_bits(
         np.testing.assert_array_equal(first, second)
 
 
-def test_kept_moments_matter_and_the_rate_begins_anew(program, model, mixture, whole, tmp_path):
-    kept = restart_schedule(whole[0].optimizer_state)
+def test_moments_are_kept_and_the_course_of_the_rate_begins_anew(whole):
+    given = whole[0].optimizer_state
+    kept = restart_schedule(given)
 
     def states_of(tree, kind):
         nodes = jax.tree.leaves(tree, is_leaf=lambda node: isinstance(node, kind))
         return [node for node in nodes if isinstance(node, kind)]
 
-    assert [int(one.count) for one in states_of(kept, optax.ScaleByScheduleState)] == [0]
-    before, after = (
-        states_of(t, optax.ScaleByAdamState)[0] for t in (whole[0].optimizer_state, kept)
-    )
+    counts = [states_of(tree, optax.ScaleByScheduleState)[0].count for tree in (given, kept)]
+    assert [int(count) for count in counts] == [STEPS, 0]
+    before, after = (states_of(tree, optax.ScaleByAdamState)[0] for tree in (given, kept))
     assert int(after.count) == STEPS
     equal(before.mu, after.mu)
-    seen: list[Any] = []
-    state = run(
-        program, model, mixture, tmp_path, seen=seen, optimizer_state=whole[0].optimizer_state
-    )
-    assert seen[0][1]["learning_rate"] == whole[1][0][1]["learning_rate"]
-    one, other = (flatten(s.trainable)["masked_head/dense/kernel"] for s in (state, whole[0]))
-    assert np.abs(np.asarray(one) - np.asarray(other)).max() > 1e-5
+    equal(before.nu, after.nu)
 
 
 def test_the_measured_loss_has_no_dropout_and_the_same_masks_in_any_batching(
