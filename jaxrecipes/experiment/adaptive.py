@@ -85,6 +85,9 @@ class _AdaptiveRun:
         self._tuners: dict[str, FineTuner] = {}
 
     def arms(self, arms: Sequence[AdaptiveArm]) -> None:
+        for arm in arms:  # before any of them takes its time
+            self.model.refuse_unread(arm.finetune.model_fields_set, f"fine-tuning of {arm.name}")
+            self.model.head(self.config.model.head, 2, arm.finetune.dropout)
         main_tokens = 0
         for number, arm in enumerate(arms):
             pretrained = pretrain(

@@ -174,6 +174,7 @@ def _prepare(
             f"phase {phase.name}: objective is {phase.objective}; {config.model.checkpoint} is "
             f"trained with {model.objective_name}. Write auto"
         )
+    model.refuse_unread(phase.model_fields_set, f"phase {phase.name}")
     texts = data.phase_texts(phase)
     length = phase.max_tokens or config.task.max_tokens
     mixture = texts.mixture(model, phase, length, config.seed)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -98,6 +98,22 @@ class TaskModel:
                 )
             return mean_head(classes, dropout=dropout)
         return family_head(self.config.family, classes, dropout=dropout)
+
+    def refuse_unread(self, given: Set[str], where: str) -> None:
+        """Refuses options of encoders for a decoder, which would not read them.
+
+        Args:
+            given: Names of the options that were given.
+            where: What they were given to, for the message.
+
+        Raises:
+            ConfigError: The model is a decoder, and there is such an option.
+        """
+        unread = sorted(given & {"masking", "dropout"})
+        if self.encoder is None and unread:
+            raise ConfigError(
+                f"{where}: a decoder does not read {' and '.join(unread)}; remove it from the phase"
+            )
 
     def tokenize_labelled(
         self, texts: Sequence[tuple[str, ...]], max_tokens: int

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import sys
 from pathlib import Path
@@ -203,10 +204,15 @@ def test_a_decoder_guesses_next_tokens_with_replay_and_classifies_by_its_last(fo
     assert after < before
     assert results["exported"].startswith("none: a decoder")
     assert not (folder / "run" / "arms").exists()
-    capsys.readouterr()
-    wrong = ["model.head=mean", "output=other"]
-    assert main(["run", str(folder / "config.yaml"), *wrong]) == 2
-    assert "model.head: mean is for encoders" in capsys.readouterr().err
+    for override, words in (
+        ("model.head=mean", "model.head: mean is for encoders"),
+        ("phases.0.masking={rate: 0.2}", "phase first: a decoder does not read masking"),
+        ("phases.1.dropout=0.2", "fine-tuning of dapt: a decoder does not read dropout"),
+    ):
+        capsys.readouterr()
+        assert main(["run", str(folder / "config.yaml"), override, "output=other"]) == 2
+        assert words in capsys.readouterr().err
+        shutil.rmtree(folder / "other")
 
 
 BAD = [
@@ -221,7 +227,7 @@ BAD = [
 ]
 
 
-@pytest.mark.parametrize(("overrides", "code", "words"), BAD, ids=[one[0][0] for one in BAD])
+@pytest.mark.parametrize(("overrides", "code", "words"), BAD, ids=[" ".join(one[0]) for one in BAD])
 def test_what_cannot_run_is_refused_in_words(folder, capsys, overrides, code, words):
     path = write_config(folder, config_of(folder))
     assert main(["run", str(path), *overrides]) == code
