@@ -187,7 +187,8 @@ def seed_findings(arms: Sequence[Arm], base: str, score: Score) -> list[str]:
     sentences = []
     for arm in arms:
         shown = show_score(arm["scores"][score])
-        sentence = f"{arm['name']}: {TITLES[score]} {shown} over {len(arm['seeds'])} seeds"
+        seeds = "one seed" if len(arm["seeds"]) == 1 else f"{len(arm['seeds'])} seeds"
+        sentence = f"{arm['name']}: {TITLES[score]} {shown} over {seeds}"
         if arm["differences"] is not None:
             block = percent(arm["differences"][score])
             bounds = interval(block, 2, signed=True)
