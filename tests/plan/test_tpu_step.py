@@ -55,7 +55,7 @@ def gathered(program: str) -> list[tuple[str, tuple[int, ...]]]:
     return found
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_weights_travel_in_the_compute_dtype(program):
     """Once the compiler gathered float32 weights and cast afterwards: twice the traffic."""
     sizes = {HIDDEN * width for width in (INTERMEDIATE, QUERY, KEY_VALUE)}

@@ -310,7 +310,7 @@ def test_every_perturbation_works_on_encoders(name, perturber):
     )
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_perturbation_is_the_same_in_micro_batches():
     results = []
     for micro_batches in (1, 8):

@@ -72,8 +72,8 @@ def test_micro_batches_change_nothing(name):
     close(parts[-1].optimizer_state, whole[-1].optimizer_state, 2e-4)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", ["freelb", pytest.param("smart", marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("name", ["freelb", "smart"])
 def test_clean_steps_come_first_and_are_those_of_a_clean_run(name):
     clean, expected = clean_run()
     states, metrics = train(perturbation(name, clean_steps=2))
