@@ -78,6 +78,7 @@ def test_two_hosts_weigh_what_is_supervised_as_one_device_does(tmp_path, cache):
     """Some rows have much to learn and some little, so that a mean of hosts' means differs."""
     answers = [f"Number {n}: " + "very warm, " * (1 if n % 3 else 9) for n in range(24)]
     data = chat_config(tmp_path, answers)
+    data["data"]["length"] = 256
     data["train"] |= {"steps": 6, "micro_batch_size": 2}
     config = write_config(tmp_path / "config.yaml", data)
     one, two = tmp_path / "one", tmp_path / "two"
