@@ -51,7 +51,7 @@ RECIPES = (
         "train everything: the baseline of every other recipe",
         "baseline",
         "documents of a domain",
-        ("quickstart", "tiny"),
+        ("quickstart", "perturbed", "tiny"),
     ),
     Recipe(
         "freeze",
