@@ -34,26 +34,15 @@ from jaxrecipes.stages import run_stage
 
 
 @dataclass(frozen=True)
-class DataSets:
-    """Everything that an experiment reads.
+class TrainingSets:
+    """What arms learn from.
 
     Attributes:
         train: Arm -> prepared sets to learn from, with their weights in the mixture. Arms differ
             only where a recipe says how documents are ordered.
-        learn: Held-out documents of the same sources, to measure what was learned.
-        keep: Rows to measure what was forgotten.
-        context: Held-out documents behind related and other ones, where a recipe orders documents.
-        measured: Keys of the sets that are measured.
-        orders: Arm -> for each source what its order is like, for the report; only arms that order
-            documents.
     """
 
     train: Mapping[str, list[tuple[PreparedSet, float]]]
-    learn: EvaluationRows
-    keep: EvaluationRows
-    context: ContextPairs | None
-    measured: list[str]
-    orders: Mapping[str, list[dict[str, Any]]]
 
     @property
     def train_rows(self) -> int:
@@ -62,7 +51,31 @@ class DataSets:
 
     def fingerprint(self, arm: str) -> list[str]:
         """Returns the keys of all sets that an arm reads, for its identity."""
-        return [*(prepared.manifest["key"] for prepared, _ in self.train[arm]), *self.measured]
+        return [prepared.manifest["key"] for prepared, _ in self.train[arm]]
+
+
+@dataclass(frozen=True)
+class DataSets(TrainingSets):
+    """Everything that an experiment reads.
+
+    Attributes:
+        learn: Held-out documents of the same sources, to measure what was learned.
+        keep: Rows to measure what was forgotten.
+        context: Held-out documents behind related and other ones, where a recipe orders documents.
+        measured: Keys of the sets that are measured.
+        orders: Arm -> for each source what its order is like, for the report; only arms that order
+            documents.
+    """
+
+    learn: EvaluationRows
+    keep: EvaluationRows
+    context: ContextPairs | None
+    measured: list[str]
+    orders: Mapping[str, list[dict[str, Any]]]
+
+    def fingerprint(self, arm: str) -> list[str]:
+        """Returns the keys of all sets that an arm reads, those it is measured on included."""
+        return [*super().fingerprint(arm), *self.measured]
 
 
 def prepare_data(
