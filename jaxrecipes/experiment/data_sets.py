@@ -27,6 +27,7 @@ from jaxrecipes.evaluate.rows import EvaluationRows, join_rows, pack_scored, row
 from jaxrecipes.experiment.base_model import BaseModel
 from jaxrecipes.experiment.devices import local_execution, model_shardings
 from jaxrecipes.experiment.ordered_data import Ordering
+from jaxrecipes.experiment.rewritten_data import Rewriting
 from jaxrecipes.experiment.sources import smaller, source_spec, supervision
 from jaxrecipes.generate.answers import write_answers
 from jaxrecipes.generate.sampling import Sampling
@@ -39,7 +40,7 @@ class TrainingSets:
 
     Attributes:
         train: Arm -> prepared sets to learn from, with their weights in the mixture. Arms differ
-            only where a recipe says how documents are ordered.
+            only where a recipe orders documents or rewrites answers.
     """
 
     train: Mapping[str, list[tuple[PreparedSet, float]]]
@@ -65,6 +66,8 @@ class DataSets(TrainingSets):
         measured: Keys of the sets that are measured.
         orders: Arm -> for each source what its order is like, for the report; only arms that order
             documents.
+        rewrites: Arm -> for each source what became of its answers, for the report; only arms that
+            rewrite them.
     """
 
     learn: EvaluationRows
@@ -72,6 +75,7 @@ class DataSets(TrainingSets):
     context: ContextPairs | None
     measured: list[str]
     orders: Mapping[str, list[dict[str, Any]]]
+    rewrites: Mapping[str, list[dict[str, Any]]]
 
     def fingerprint(self, arm: str) -> list[str]:
         """Returns the keys of all sets that an arm reads, those it is measured on included."""
@@ -144,8 +148,15 @@ def prepare_data(
     keys = [*(prepared.manifest["key"] for prepared in held_out), *keep_keys]
     train: dict[str, list[tuple[PreparedSet, float]]] = {}
     orders: dict[str, list[dict[str, Any]]] = {}
+    rewrites: dict[str, list[dict[str, Any]]] = {}
     context: ContextPairs | None = None
     for arm in arms:
+        if arm.config.sdft_rewrite is not None:
+            rewriting = Rewriting(
+                arm.config, arm.config.sdft_rewrite, base, output / "data" / "rewritten", console
+            )
+            train[arm.name], rewrites[arm.name] = rewriting.training_sets(kept, plain)
+            continue
         if arm.config.in_context_pretraining is None:
             train[arm.name] = [(trained(suffix, one), one.weight) for suffix, one in sources]
             continue
@@ -156,7 +167,7 @@ def prepare_data(
             context = ordering.held_out_pairs(held, share)
             keys.append(context.fingerprint())
     learn = join_rows([_rows(prepared) for prepared in held_out])
-    return DataSets(train, learn, keep, context, keys, orders)
+    return DataSets(train, learn, keep, context, keys, orders, rewrites)
 
 
 def _rows(prepared: PreparedSet) -> EvaluationRows:
