@@ -120,8 +120,9 @@ class _ItemRows:
         if "id" in self.columns:
             identifier = id_prefix + id_of(row.get(self.columns["id"]), self.columns["id"], where)
         if self.layout == "question_answer":
-            question, answer = self._text(row, "prompt", where), self._text(
-                row, "completion", where
+            question, answer = (
+                self._text(row, "prompt", where),
+                self._text(row, "completion", where),
             )
         elif self.layout == "label":
             question, answer = self._text(row, "text", where), self._label(row, where)

@@ -81,6 +81,30 @@ class AnswerTask:
         """Whether an answer that was read says what the right one does."""
         return said is not None and said == self.read(answer)
 
+    @property
+    def rules(self) -> tuple[str, ...]:
+        """What whoever writes a new item has to know of its answer, a sentence each."""
+        if self.layout == "choices":
+            return (
+                "The question ends with choices, one a line, which begin with A. and B. and so on.",
+                "The answer is the letter of the right one.",
+            )
+        if self.reading == "hashes":
+            return (
+                "The answer shows the calculation in less than 100 words, without a mistake, and "
+                "ends with a line of #### and the result, which is one number without a unit.",
+            )
+        if self.reading == "label":
+            return (f"The answer is one of these words: {', '.join(self.labels)}.",)
+        return ("The answer is short, on one line.",)
+
+    def fits(self, question: str, said: Said) -> bool:
+        """Whether a question can have an answer: the choice that it names is among the others."""
+        if self.layout != "choices":
+            return True
+        letters = re.findall(r"^([A-J])\. ", question, re.MULTILINE)
+        return said in letters and letters == list(LETTERS[: len(letters)]) and len(letters) > 1
+
     def majority_is_right(self, texts: Sequence[str], answer: str) -> bool:
         """Whether more than half of several answers to one question are right."""
         right = sum(self.is_right(self.read(text), answer) for text in texts)
@@ -132,7 +156,9 @@ TASKS: Mapping[str, AnswerTask] = {
 }
 
 
-def task_of(name: str, items: Sequence[TaskItem], *, form: Form, instruction: str | None) -> AnswerTask:
+def task_of(
+    name: str, items: Sequence[TaskItem], *, form: Form, instruction: str | None
+) -> AnswerTask:
     """Returns a task with the labels that its items have.
 
     Args:

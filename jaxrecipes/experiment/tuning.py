@@ -106,7 +106,7 @@ def tune(
         console=console,
         chat_template=section.supervise.chat_template,
     )
-    inputs = _inputs(rows, section, model, base, seed)
+    inputs = tuning_inputs(rows, section, model, base, seed)
     final = folder / "final"
     key = hash_values(inputs)
     stale = hosts.say(f"{name}/stale", lambda: why_stale(final, inputs))
@@ -124,14 +124,22 @@ def tune(
     return _found(folder, key, reused=False)
 
 
-def _inputs(
+def tuning_inputs(
     rows: Sequence[Mapping[str, Any]],
     section: TuningSection,
     model: ModelSection,
     base: BaseModel,
     seed: int,
 ) -> dict[str, Any]:
-    """Returns everything that determines what the stage ends with."""
+    """Returns everything that determines what `tune` ends with; a `Tuned.key` is its hash.
+
+    Args:
+        rows: As for `tune`.
+        section: Likewise.
+        model: Likewise.
+        base: The model that is trained from, with the section's chat template.
+        seed: As for `tune`.
+    """
     options = section.model_dump()
     # Where progress is saved and shown does not shape the model; the template's text does.
     del options["train"]["trackers"], options["train"]["checkpoint"]

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from jaxrecipes.generate.fence import FENCE_NOTICE, Fence
-from jaxrecipes.generate.sampling import GREEDY, Sampling
+from jaxrecipes.generate.sampling import Sampling
 from jaxrecipes.generate.teacher import Message, Request
 
 QUESTION, ANSWER = "Question:", "Answer:"
@@ -145,7 +145,7 @@ class ItemWriter:
             request_id,
             (Message("user", text),),
             max_new_tokens=self.max_new_tokens,
-            sampling=self.sampling if seed else GREEDY,
+            sampling=self.sampling,
             seed=seed,
         )
 
@@ -168,7 +168,8 @@ def read_item(text: str, *, finished: bool, fence: Fence) -> Example | str:
     if len(heads) > 2:
         return SEVERAL
     found = re.fullmatch(
-        rf"\s*[*#]*\s*{QUESTION}[*\s]*(?P<question>\S.*?)\s*\n[ \t*#]*{ANSWER}[*\s]*(?P<answer>\S.*?)\s*",
+        rf"\s*[*#]*\s*{QUESTION}[*\s]*(?P<question>\S.*?)\s*"
+        rf"\n[ \t*#]*{ANSWER}[*\s]*(?P<answer>\S.*?)\s*",
         text,
         re.DOTALL,
     )
