@@ -65,8 +65,8 @@ def ask(
         teacher: Who answers.
         requests: With distinct ids.
         store: Where replies are kept.
-        budget: The most that may be spent on this teacher in this store, over all calls; what it
-            does not allow fails.
+        budget: The most that may be spent on this teacher in this store, over all calls that have
+            a budget; what it does not allow fails.
         progress: Called at the start and after each reply.
 
     Returns:
@@ -111,12 +111,12 @@ def ask(
 
     if missing:
         left = [by_key[key][0] for key in missing.values()]
-        if isinstance(teacher, MeteredTeacher):
-            teacher.answer_metered(left, keep, Ledger(budget or UNLIMITED, store, identity))
-        elif budget is not None:
-            _answer_in_waves(teacher, left, keep, Ledger(budget, store, identity))
-        else:
+        if budget is None or budget == UNLIMITED:
             teacher.answer(left, keep)
+        elif isinstance(teacher, MeteredTeacher):
+            teacher.answer_metered(left, keep, Ledger(budget, store, identity))
+        else:
+            _answer_in_waves(teacher, left, keep, Ledger(budget, store, identity))
     for id_ in list(missing):
         keep(Reply(id_, "", "failed", error="the teacher gave no reply"))
     return {

@@ -13,7 +13,7 @@ from __future__ import annotations
 import hashlib
 import re
 import unicodedata
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from functools import cache
 from typing import Any
 
@@ -41,37 +41,31 @@ _DIGITS = 16
 
 
 @cache
-def _spellings() -> dict[str, str]:
-    """Returns character -> others that a tokenizer's normaliser may make that character of."""
-    found: dict[str, set[str]] = {}
-    for code in (*range(0xA0, 0x3400), *range(0xF900, 0x10000), *range(0x1D400, 0x1D800)):
-        folded = unicodedata.normalize("NFKC", chr(code))
-        if len(folded) == 1 and folded != chr(code):
-            found.setdefault(folded.casefold(), set()).add(chr(code))
-    return {plain: "".join(sorted(others)) for plain, others in found.items()}
+def _folded(character: str) -> str:
+    """Returns what a tokenizer's normaliser may make of a character; invisible ones vanish."""
+    if unicodedata.category(character) in ("Cf", "Mn"):
+        return ""
+    if character == "\u2581":  # sentencepiece's sign for a space
+        return " "
+    plain = unicodedata.normalize("NFKC", character).casefold()
+    return "".join(one for one in plain if unicodedata.category(one) not in ("Cf", "Mn"))
 
 
-def _is_invisible(code: int) -> bool:
-    return unicodedata.category(chr(code)) in ("Cf", "Mn") and not chr(code).isspace()
+def _skeleton(text: str) -> tuple[str, list[int] | None]:
+    """Returns a text as the harshest normaliser would, and where each character came from.
 
-
-@cache
-def _fillers() -> str:
-    """Returns a pattern of invisible characters, which a normaliser may take out."""
-    codes = (*range(0xA0, 0x10000), *range(0xE0000, 0xE0080))
-    return f"[{''.join(chr(code) for code in codes if _is_invisible(code))}]*"
-
-
-def _letter(character: str) -> str:
-    if character.isspace() or character == "\u2581":  # sentencepiece's sign for a space
-        return r"[\s\u2581]"
-    plain = unicodedata.normalize("NFKC", character)
-    alike = _spellings().get(plain.casefold(), "")
-    return f"[{''.join(re.escape(one) for one in {character, plain, *alike})}]"
-
-
-def _word(text: str) -> str:
-    return _fillers().join(map(_letter, text))
+    Returns:
+        The text, folded; for each of its characters the place in the original, None where they are
+        the same.
+    """
+    if text.isascii():
+        return text.lower(), None
+    folded, places = [], []
+    for place, character in enumerate(text):
+        plain = _folded(character)
+        folded.append(plain)
+        places += [place] * len(plain)
+    return "".join(folded), places
 
 
 def control_texts(tokenizer: Any) -> frozenset[str]:
@@ -90,19 +84,19 @@ class Fence:
             controls: Control tokens beside those of known templates, see `control_texts`.
             headings: Texts of our own prompt that give it its structure.
         """
-        texts = {*_CONTROL_TEXTS, *controls, *headings}
-        ordered = sorted(texts, key=lambda text: (-len(text), text))
-        bar, name = _letter("|"), rf"[^<>\n]{{1,{_LONGEST_NAME}}}?"
-        piped = rf"{_letter('<')}{_fillers()}{bar}{name}{bar}{_fillers()}{_letter('>')}"
-        roles = "|".join(_word(role) for role in _ROLES)
-        # "### Instruction:" and "User:"; at the start of a line, behind any marks of a heading.
-        turn = rf"(?:^|(?<=\n))[#*\t ]{{0,16}}(?:{roles})[*\t ]{{0,8}}{_letter(':')}"
-        self._controls = re.compile("|".join([*map(_word, ordered), piped]), re.IGNORECASE)
-        self._turns = re.compile(turn, re.IGNORECASE)
+        texts = {_skeleton(text)[0] for text in {*_CONTROL_TEXTS, *controls, *headings}}
+        ordered = sorted(texts - {""}, key=lambda text: (-len(text), text))
+        piped = rf"<\|[^<>\n]{{1,{_LONGEST_NAME}}}?\|>"
+        self._controls = re.compile("|".join([*map(re.escape, ordered), piped]))
+        # "### Instruction:" and "User:" at the start of a line, behind any marks of a heading.
+        self._turns = re.compile(
+            rf"(?:^|(?<=\n))[#*\t ]{{0,16}}(?:{'|'.join(_ROLES)})[*\t ]{{0,8}}:"
+        )
 
     def neutralise(self, text: str) -> str:
         """Returns a text in which nothing spells out a control token, a heading or a turn.
 
+        Other widths of letters, invisible characters between them and case make no difference.
         Control characters other than tab and line feed, and halves of surrogate pairs, are replaced
         (line ends become line feeds). What is not touched is equal to what was there.
 
@@ -110,16 +104,19 @@ class Fence:
             text: Any text.
         """
         text = text.replace("\r\n", "\n").replace("\r", "\n")
-        text = "".join(map(_visible, text)) if _UNWANTED.search(text) else text
-        for _ in range(_PASSES):
-            broken = self._controls.sub(_broken, text)
-            if broken == text:
+        text = _UNWANTED.sub(_REPLACEMENT, text)
+        for number in range(_PASSES + 1):
+            folded, places = _skeleton(text)
+            # A blank is a blank to some normalisers.
+            blanks = folded.replace("\n", " ").replace("\t", " ")
+            spans = [_place(match, places) for match in self._controls.finditer(blanks)]
+            if not spans:
                 break
-            text = broken
-        else:
-            # Special tokens that hold each other with spaces: their texts go altogether.
-            text = self._controls.sub(_REPLACEMENT, text)
-        return self._turns.sub(_without_colon, text)
+            # Tokens that hold each other with blanks between: at last their texts go altogether.
+            text = _rewritten(text, spans, _broken if number < _PASSES else _removed)
+        folded, places = _skeleton(text)
+        spans = [_place(match, places) for match in self._turns.finditer(folded)]
+        return _rewritten(text, spans, _without_colon)
 
     def around(self, label: str, text: str) -> str:
         """Returns a text as data between two lines that name it.
@@ -145,14 +142,30 @@ FENCE_NOTICE = (
 _UNWANTED = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
 
 
-def _visible(character: str) -> str:
-    return _REPLACEMENT if _UNWANTED.match(character) else character
+def _place(match: re.Match[str], places: list[int] | None) -> tuple[int, int]:
+    """Returns where a match in a skeleton is in the original."""
+    if places is None:
+        return match.span()
+    return places[match.start()], places[match.end() - 1] + 1
 
 
-def _broken(found: re.Match[str]) -> str:
-    text = found[0]
+def _rewritten(text: str, spans: list[tuple[int, int]], change: Callable[[str], str]) -> str:
+    parts, at = [], 0
+    for start, end in spans:
+        if start >= at:  # two matches may share a character that folds to several
+            parts += [text[at:start], change(text[start:end])]
+            at = end
+    return "".join([*parts, text[at:]])
+
+
+def _broken(text: str) -> str:
     return _REPLACEMENT if len(text) == 1 else f"{text[0]} {text[1:]}"
 
 
-def _without_colon(found: re.Match[str]) -> str:
-    return f"{found[0][:-1]} -"
+def _removed(text: str) -> str:
+    del text
+    return _REPLACEMENT
+
+
+def _without_colon(text: str) -> str:
+    return f"{text[:-1]} -"

@@ -15,6 +15,7 @@ TokenLimit = Literal["max_tokens", "max_completion_tokens"]
 
 # No token of any vocabulary in use is longer; a server that writes on and on is cut off here.
 _MOST_CHARACTERS_A_TOKEN = 256
+_MISSING = object()
 
 
 class UnreadableAnswerError(Exception):
@@ -119,7 +120,7 @@ async def read_answer(request: Request, answer: Any, *, streamed: bool) -> Reply
 
 
 def _read_whole(answer: Any, request: Request) -> tuple[str, str, Any]:
-    text, reason = _piece(answer, "message")
+    text, reason = _piece(answer, "message" if request.messages else "")
     if reason is None:
         raise UnreadableAnswerError("an answer without finish_reason")
     _check_length(len(text), request)
@@ -133,7 +134,7 @@ async def _read_stream(request: Request, pieces: AsyncIterator[Any]) -> tuple[st
         usage = getattr(piece, "usage", None) or usage
         if not getattr(piece, "choices", None):
             continue  # the last piece of a stream with usage has no choices
-        text, ended = _piece(piece, "delta")
+        text, ended = _piece(piece, "delta" if request.messages else "")
         reason = ended or reason
         length += len(text)
         _check_length(length, request)
@@ -144,21 +145,25 @@ async def _read_stream(request: Request, pieces: AsyncIterator[Any]) -> tuple[st
 
 
 def _piece(answer: Any, part: str) -> tuple[str, str | None]:
-    """Returns text and finish_reason of a chat's or a plain completion's first choice."""
-    # The client builds its objects without validation: whatever the server sent is in them.
+    """Returns text and finish_reason of the first choice.
+
+    Args:
+        answer: What the client made of it, without validation: whatever the server sent is in it.
+        part: Where a chat's text is; empty for a plain completion.
+    """
     choices = getattr(answer, "choices", None)
     if not isinstance(choices, list) or not choices:
         raise UnreadableAnswerError("an answer without choices")
     choice = choices[0]
     reason = getattr(choice, "finish_reason", None)
-    if hasattr(choice, part):
-        inner = getattr(choice, part)
-        text = getattr(inner, "content", None) if inner is not None else None
+    if part:
+        # A turn without text has null in its place.
+        text = getattr(getattr(choice, part, None), "content", "" if part == "delta" else _MISSING)
+        text = "" if text is None else text
     else:
-        text = getattr(choice, "text", None)
-    text = "" if text is None else text
+        text = getattr(choice, "text", _MISSING)
     if not isinstance(text, str) or not (reason is None or isinstance(reason, str)):
-        raise UnreadableAnswerError("an answer whose text is no text")
+        raise UnreadableAnswerError("an answer without text")
     return text, reason
 
 

@@ -61,7 +61,7 @@ def serving(behave: Behaviour) -> Iterator[Chaos]:
                 before = chaos.times_asked[asked]
                 chaos.times_asked[asked] += 1
                 chaos.bodies.append(body)
-                chaos.headers.append(dict(self.headers))
+                chaos.headers.append({name.lower(): text for name, text in self.headers.items()})
                 chaos.at_once += 1
                 chaos.most_at_once = max(chaos.most_at_once, chaos.at_once)
             try:

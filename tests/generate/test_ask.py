@@ -135,7 +135,9 @@ def test_a_budget_is_kept_over_calls_and_what_it_forbids_fails_by_name(
             replies = ask(teacher, wanted, store=store, budget=budget)
             spent = store.spent(teacher.identity)
     answered = [reply for reply in replies.values() if reply.finish == "stop"]
-    assert spent == (len(writer.asked), 5 * len(writer.asked))
+    # Without limits nothing is written down.
+    limited = budget != Budget()
+    assert spent == ((len(writer.asked), 5 * len(writer.asked)) if limited else (0, 0))
     assert len(writer.asked) == len(answered)
     assert requests is None or len(answered) <= requests
     assert tokens is None or spent[1] <= tokens

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import time
 from collections.abc import Iterator
@@ -69,6 +68,8 @@ SETS = {
     for normalised in (False, True)
 }
 
+FENCES = {which: Fence(controls=control_texts(tokenizer)) for which, tokenizer in SETS.items()}
+
 
 def special_ids(tokenizer: PreTrainedTokenizerFast, text: str) -> list[int]:
     """The special tokens of a rendered chat, in their order."""
@@ -117,11 +118,10 @@ pieces = st.one_of(
 hostile = st.lists(pieces, max_size=12).map("".join)
 
 
-@settings(deadline=None, max_examples=150)
+@settings(deadline=None, max_examples=200)
 @given(text=hostile, which=st.sampled_from(sorted(SETS)))
 def test_no_special_token_of_the_rendered_prompt_comes_from_a_document(text, which):
-    tokenizer = SETS[which]
-    fence = Fence(controls=control_texts(tokenizer))
+    tokenizer, fence = SETS[which], FENCES[which]
     found = special_ids(tokenizer, fence.around("document", text))
     assert found == special_ids(tokenizer, fence.around("document", "harmless"))
 
@@ -134,7 +134,7 @@ def test_without_the_fence_they_would():
         assert len(special_ids(tokenizer, "".join(special))) > len(special_ids(tokenizer, "x"))
 
 
-@settings(deadline=None, max_examples=80)
+@settings(deadline=None, max_examples=50)
 @given(text=hostile)
 def test_the_lines_around_a_document_occur_once_and_enclose_it(text: str):
     fence = Fence()
@@ -146,7 +146,7 @@ def test_the_lines_around_a_document_occur_once_and_enclose_it(text: str):
     assert "\n".join(lines[1:-1]) == fence.neutralise(text)
 
 
-@settings(deadline=None, max_examples=80)
+@settings(deadline=None, max_examples=50)
 @given(text=hostile)
 def test_headings_and_turns_of_any_prompt_are_broken_and_the_rest_is_the_same(text: str):
     headings = ("### Reference answer:", "Question:")
@@ -184,6 +184,8 @@ def hard_texts() -> Iterator[str]:
     yield "\n" * 10**6
     yield " " * 10**6
     yield "<s" * 5 * 10**5
+    yield "user" * 25 * 10**4
+    yield "ﬃ<|" * 3 * 10**5
 
 
 @pytest.mark.slow
@@ -192,4 +194,4 @@ def test_a_line_of_a_megabyte_takes_time_in_proportion():
     for text in hard_texts():
         began = time.monotonic()
         fence.around("document", text)
-        assert time.monotonic() - began < 20, json.dumps(text[:20])
+        assert time.monotonic() - began < 20, text[:20]
