@@ -17,9 +17,7 @@ from jaxrecipes.config.tuning import TuningSection, tuning_conflicts
 
 Llm2llmRecipeName = Literal["llm2llm"]
 LLM2LLM_RECIPES: tuple[str, ...] = get_args(Llm2llmRecipeName)
-ControlName = Literal[
-    "none", "step_matched", "eda", "rephrase", "uniform", "one_shot", "all_wrong"
-]
+ControlName = Literal["none", "step_matched", "eda", "rephrase", "uniform", "one_shot", "all_wrong"]
 
 
 class AnswerTaskSection(Section):
@@ -33,7 +31,7 @@ class AnswerTaskSection(Section):
     )
     seeds: SourceSection = Field(description="Items to learn from; they are all probed each round.")
     seed_items: int | None = Field(
-        default=None, ge=1, description="Use the first so many of them. null: all."
+        default=None, ge=1, description="Use so many of them, drawn once by the seed. null: all."
     )
     dev: SourceSection | None = Field(
         default=None,
@@ -93,6 +91,11 @@ class AugmentSection(Section):
     )
     temperature: float = Field(
         default=1.0, ge=0, le=10, description="Sampling temperature of the teacher."
+    )
+    form: Literal["chat", "text"] = Field(
+        default="chat",
+        description="How the teacher is asked. chat: one turn of the user. text: a prompt that it "
+        "goes on with, for a base model without a chat template.",
     )
     show_wrong_answer: bool = Field(
         default=False,
@@ -179,7 +182,8 @@ class Llm2llmConfig(ExperimentSection):
     model: ModelSection = Field(description="The student before training.")
     task: AnswerTaskSection = Field(description="What is learned.")
     teacher: TeacherSection | None = Field(
-        default=None, description="Who writes new items. Needed by all arms but none and eda."
+        default=None,
+        description="Who writes new items. null: only in Python, where `run` is given a teacher.",
     )
     augment: AugmentSection = Field(
         default_factory=AugmentSection, description="How new items are made."

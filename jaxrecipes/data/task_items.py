@@ -6,9 +6,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from jaxrecipes.data.documents import check_text, check_unique_ids, describe, id_of
+from jaxrecipes.data.docstring_task import docstring_rows
+from jaxrecipes.data.documents import check_text, describe, id_of
 from jaxrecipes.data.example_sources import ALL_ROLES
-from jaxrecipes.data.sources import SourceSpec, read_rows, resolve_source
+from jaxrecipes.data.examples import Labelled
+from jaxrecipes.data.sources import TABLE_KINDS, SourceSpec, read_rows, resolve_source
+from jaxrecipes.data.split import stable_fraction
 from jaxrecipes.errors import DataError
 
 Layout = Literal["question_answer", "label", "choices"]
@@ -58,31 +61,52 @@ def lettered(question: str, choices: Sequence[str]) -> str:
 
 
 def read_task_items(
-    spec: SourceSpec, layout: Layout, *, limit: int | None = None
+    spec: SourceSpec, layout: Layout, *, limit: int | None = None, seed: int = 0
 ) -> list[TaskItem]:
     """Reads the items of a task, in the order of the source.
 
     Args:
         spec: A table; its column mapping names columns that are called otherwise (`prompt` and
-            `completion`, or `text` and `label`).
+            `completion`, or `text` and `label`). Or, for the layout label, docstrings: their first
+            line, and the package that it is from.
         layout: What its rows hold.
-        limit: Read only the first so many.
+        limit: Keep only so many, those with the smallest hash of seed and id.
+        seed: Of that choice.
 
     Raises:
         ConfigError: The specification is wrong.
-        DataError: The source is missing or damaged, or a row is not of the layout; names file,
-            line and what was expected.
+        DataError: The source is missing or damaged, a row is not of the layout, or an id occurs
+            twice; names file, line and what was expected.
     """
     source = resolve_source(spec, roles=ALL_ROLES)
-    rows = _ItemRows(layout, dict(spec.columns))
-    items = []
-    for item in check_unique_ids(read_rows(source, rows), spec.reference):
-        items.append(item)
-        if limit is not None and len(items) == limit:
-            break
+    if source.kind == "docstrings" and layout == "label":
+        items = [_docstring_item(row) for row in docstring_rows(source)]
+    elif source.kind in TABLE_KINDS:
+        items = list(read_rows(source, _ItemRows(layout, dict(spec.columns))))
+    else:
+        raise DataError(
+            f"{spec.reference}: this is a {source.kind} source; expected a table with rows such as "
+            f"{_EXAMPLES[layout]}."
+        )
+    seen: dict[str, TaskItem] = {}
+    for item in items:
+        if item.id in seen:
+            raise DataError(
+                f"{item.where}: the id {item.id!r} is that of {seen[item.id].where}, too; expected "
+                "unique ids."
+            )
+        seen[item.id] = item
     if not items:
         raise DataError(f"{spec.reference}: there are no rows; expected at least one.")
-    return items
+    if limit is None or limit >= len(items):
+        return items
+    chosen = sorted(items, key=lambda item: stable_fraction(item.id, seed))[:limit]
+    kept = {item.id for item in chosen}
+    return [item for item in items if item.id in kept]
+
+
+def _docstring_item(row: Labelled) -> TaskItem:
+    return TaskItem(row.id, row.texts[0].split("\n", 1)[0], str(row.label), row.where)
 
 
 @dataclass

@@ -18,7 +18,7 @@ from jaxrecipes.evaluate.duplicates import NearDuplicates
 from jaxrecipes.experiment.ask_progress import asking
 from jaxrecipes.generate.ask import ask
 from jaxrecipes.generate.budget import Budget
-from jaxrecipes.generate.new_items import Example, ItemWriter, read_answer, read_item
+from jaxrecipes.generate.new_items import Example, ItemWriter, read_answer
 from jaxrecipes.generate.reply_store import ReplyStore
 from jaxrecipes.generate.sampling import GREEDY, Sampling
 from jaxrecipes.generate.teacher import Reply, Request, Teacher
@@ -247,7 +247,7 @@ class Augmenter:
         if reply.finish == "failed":
             return FAILED
         finished = reply.finish == "stop"
-        item = read_item(reply.text, finished=finished, fence=self.writer.fence)
+        item = self.writer.read(reply.text, finished=finished)
         if isinstance(item, str):
             return item
         said = self.task.read(item.answer)

@@ -7,6 +7,7 @@ import shutil
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -88,7 +89,7 @@ class Run:
         config: The experiment.
         base: The model that every round starts from.
         data: The task.
-        augmenter: Asks the teacher; None for arms that need none.
+        augmenter: Asks the teacher.
         folder: The run's folder.
         name: The arm and the seed, for lines on the console.
         seed: The run's seed.
@@ -99,7 +100,7 @@ class Run:
     config: Llm2llmConfig
     base: BaseModel
     data: TaskData
-    augmenter: Augmenter | None
+    augmenter: Augmenter
     folder: Path
     name: str
     seed: int
@@ -122,11 +123,10 @@ class Run:
             number = len(trace)
             folder = self.folder / f"round-{number}"
             inputs = self._inputs(records, plan, number, trace)
-            found = run_stage(
-                folder / "done",
-                inputs,
-                lambda target: self._round(target, target.parent, records, plan, trace),
+            build = partial(
+                self._round, folder=folder, records=records, plan=plan, trace=list(trace)
             )
+            found = run_stage(folder / "done", inputs, build)
             state = json.loads((found.folder / ROUND).read_text(encoding="utf-8"))
             if found.reused:
                 self.console.print(f"{self.name} round {number}: done before", highlight=False)
@@ -175,13 +175,13 @@ class Run:
             "probe": self.config.probe.model_dump(exclude={"slots"}),
             "augment": augment.model_dump(),
             "plan": plan.key(),
-            "teacher": None if self.augmenter is None else self.augmenter.identity,
+            "teacher": self.augmenter.identity,
             "dev_before": [state["dev"] for state in trace],
             **items,
         }
 
     def _round(
-        self, target: Path, folder: Path, records: Sequence[Record], plan: Plan, trace: Trace
+        self, target: Path, *, folder: Path, records: Sequence[Record], plan: Plan, trace: Trace
     ) -> None:
         number, console = len(trace), self.console
         label = f"{self.name} round {number}"
@@ -193,8 +193,9 @@ class Run:
             model=self.config.model,
             folder=folder / "student",
             seed=self.seed,
-            console=Console(quiet=True) if not console.is_terminal else console,
+            console=console,
             mesh=self.config.mesh,
+            describe=self.keeps_student and number == 0,
         )
         state: dict[str, Any] = {
             "round": number,
@@ -208,8 +209,7 @@ class Run:
         with ReplyStore(folder / "answers.sqlite") as store:
             self._ask(state, store, tuned.folder, tuned.key, records, plan, label)
         written, stop = self._write(state, records, plan, trace, label)
-        for name in ("student_said",):
-            state.pop(name)
+        del state["student_said"]
         reasons = Counter(reject.reason for reject in written.rejects)
         state |= {
             "wanted": written.wanted,
@@ -258,9 +258,7 @@ class Run:
                 seed=self.seed,
             )
 
-        asked = [
-            record for record in records if record.depth == 0 or plan.targets == "all_wrong"
-        ]
+        asked = [record for record in records if record.depth == 0 or plan.targets == "all_wrong"]
         probed = [TaskItem(one.id, one.question, one.answer) for one in asked]
         said = ask("seeds", probed, probe.samples)
         right = {one.id: task.majority_is_right(said[one.id], one.answer) for one in probed}
@@ -286,9 +284,7 @@ class Run:
         number = state["round"]
         count = None if plan.counts is None or number >= plan.rounds else plan.counts[number]
         draw = self.seed * 1000 + number
-        targets = choose_targets(
-            records, state["right"], plan.targets, count=count, seed=draw
-        )
+        targets = choose_targets(records, state["right"], plan.targets, count=count, seed=draw)
         if plan.targets != "uniform":
             per_item = self.config.augment.per_item
             many = len(targets) * per_item if count is None else count
@@ -304,7 +300,6 @@ class Run:
         stop = why_stop(kept=None, **options)
         if stop:
             return Written(), stop
-        assert self.augmenter is not None  # arms without a teacher have no rounds
         written = self.augmenter.write(
             records,
             targets,
@@ -312,7 +307,9 @@ class Run:
             seed=self.seed,
             title=f"{label}: new items",
             manner=plan.manner,
-            wrong=state["student_said"],
+            wrong={
+                key: text for key, text in state["student_said"].items() if not state["right"][key]
+            },
         )
         return written, why_stop(kept=len(written.records), **options)
 

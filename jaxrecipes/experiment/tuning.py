@@ -71,6 +71,7 @@ def tune(
     console: Console,
     mesh: MeshSection | None = None,
     hosts: Hosts = ONE_HOST,
+    describe: bool = True,
 ) -> Tuned:
     """Fine-tunes a decoder, goes on with it where it stopped, or finds it done.
 
@@ -86,6 +87,7 @@ def tune(
         console: For the header and the progress line.
         mesh: How devices are arranged; None: all hold a part of the weights.
         hosts: Who trains; the first writes.
+        describe: Say before the first step what trains and what a step takes.
 
     Returns:
         The fine-tuned model.
@@ -116,7 +118,17 @@ def tune(
     data = hosts.first(f"{name}/data", lambda: _prepare(arm, rows, base, folder, console))
     devices = choose_devices(arm.config, read_model_config(base.folder))
     trained = train_arm(
-        name, arm.config, base.folder, data, folder, inputs, None, devices, hosts, console
+        name,
+        arm.config,
+        base.folder,
+        data,
+        folder,
+        inputs,
+        None,
+        devices,
+        hosts,
+        console,
+        describe=describe,
     )
     hosts.only_first(
         f"{name}/final", lambda: _finish(arm, trained, base, folder, inputs, len(rows), console)

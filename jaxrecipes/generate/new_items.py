@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from jaxrecipes.generate.fence import FENCE_NOTICE, Fence
 from jaxrecipes.generate.sampling import Sampling
@@ -48,12 +49,14 @@ class ItemWriter:
         rules: What a new item must be like, a sentence each.
         sampling: How new items are drawn.
         max_new_tokens: Longest answer, in the teacher's tokens.
+        form: chat: one turn of the user. text: a prompt that a base model goes on with.
     """
 
     fence: Fence
     rules: tuple[str, ...]
     sampling: Sampling
     max_new_tokens: int
+    form: Literal["chat", "text"] = "chat"
 
     def similar(
         self, request_id: str, example: Example, others: Sequence[Example], *, seed: int
@@ -110,21 +113,11 @@ class ItemWriter:
             sampling: How the answer is drawn.
             seed: Of the draw.
         """
-        text = "\n\n".join(
-            [
-                FENCE_NOTICE,
-                "Answer the question below. " + " ".join(self.rules),
-                self.fence.around("question", question),
-                f"Write nothing but the answer, after {ANSWER}",
-            ]
-        )
-        return Request(
-            request_id,
-            (Message("user", text),),
-            max_new_tokens=self.max_new_tokens,
-            sampling=sampling,
-            seed=seed,
-        )
+        said = ["Answer the question below.", *self.rules]
+        if self.form == "chat":
+            said.append(f"Write nothing but the answer, after {ANSWER}")
+        parts = [self.fence.around("question", question)]
+        return self._ask(request_id, said, parts, ANSWER, sampling=sampling, seed=seed)
 
     def _show(self, example: Example) -> str:
         return f"{example.question}\n\nIts right answer: {example.answer}"
@@ -133,21 +126,38 @@ class ItemWriter:
         self, request_id: str, said: Sequence[str], parts: Sequence[str], seed: int
     ) -> Request:
         layout = f"{QUESTION} <the question>\n{ANSWER} <its answer>"
-        text = "\n\n".join(
-            [
-                FENCE_NOTICE,
-                " ".join([*said, *self.rules]),
-                *parts,
-                f"Write one item and nothing else, in exactly this layout:\n\n{layout}",
-            ]
-        )
+        last = f"Write one item and nothing else, in exactly this layout:\n\n{layout}"
+        said = [*said, *self.rules]
+        sampling = self.sampling
+        return self._ask(request_id, said, [*parts, last], QUESTION, sampling=sampling, seed=seed)
+
+    def _ask(
+        self,
+        request_id: str,
+        said: Sequence[str],
+        parts: Sequence[str],
+        cue: str,
+        *,
+        sampling: Sampling,
+        seed: int,
+    ) -> Request:
+        text = "\n\n".join([FENCE_NOTICE, " ".join(said), *parts])
+        chat = self.form == "chat"
         return Request(
             request_id,
-            (Message("user", text),),
+            (Message("user", text),) if chat else (),
+            prompt=None if chat else f"{text}\n\n{cue}",
             max_new_tokens=self.max_new_tokens,
-            sampling=self.sampling,
+            sampling=sampling,
+            # A model that goes on with a text does not know where the item ends.
+            stop=() if chat else (f"\n{QUESTION}",),
             seed=seed,
         )
+
+    def read(self, text: str, *, finished: bool) -> Example | str:
+        """Reads the answer to `similar` or `rephrased`; see `read_item`."""
+        whole = text if self.form == "chat" else f"{QUESTION}{text}"
+        return read_item(whole, finished=finished, fence=self.fence)
 
 
 def read_item(text: str, *, finished: bool, fence: Fence) -> Example | str:
