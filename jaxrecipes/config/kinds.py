@@ -9,6 +9,7 @@ from typing import Any, Protocol
 from jaxrecipes.config.adaptive import ADAPTIVE_RECIPES, AdaptiveConfig, adaptive_arms
 from jaxrecipes.config.arms import expand_arms
 from jaxrecipes.config.experiment import Config
+from jaxrecipes.config.llm2llm import LLM2LLM_RECIPES, Llm2llmConfig, llm2llm_arms
 from jaxrecipes.config.recipe_options import RECIPE_NAMES
 from jaxrecipes.config.section import ExperimentSection
 
@@ -54,6 +55,14 @@ KINDS = (
         "jaxrecipes.experiment.adaptive",
         # A run can go on with more seeds.
         frozenset({"seeds", "checkpoint"}),
+    ),
+    Kind(
+        "recipe llm2llm",
+        LLM2LLM_RECIPES,
+        Llm2llmConfig,
+        llm2llm_arms,
+        "jaxrecipes.experiment.llm2llm",
+        frozenset({"seeds", "mesh"}),
     ),
 )
 ALL_RECIPES = tuple(recipe for kind in KINDS for recipe in kind.recipes)

@@ -71,6 +71,8 @@ def train_arm(
     devices: Devices,
     hosts: Hosts,
     console: Console,
+    *,
+    describe: bool = True,
 ) -> TrainedArm:
     """Trains one arm to its end, from wherever it was left.
 
@@ -87,6 +89,7 @@ def train_arm(
         devices: Where to train.
         hosts: Who trains; the first writes the logs.
         console: For the header and the progress line.
+        describe: Say before the first step what trains and what a step takes.
 
     Returns:
         The trained arm.
@@ -105,7 +108,8 @@ def train_arm(
     program = build_program(config, shapes, steps, devices.execution)
     compiled = compile_step(config, program)
     summary = summarise(name, config, program, compiled, devices)
-    print_arm(summary, console)
+    if describe:
+        print_arm(summary, console)
 
     states = TrainingStates(folder / "checkpoints", keep=config.train.checkpoint.keep, hosts=hosts)
     # Before the weights are read: the state of a resumed run exists once, not beside a first one.

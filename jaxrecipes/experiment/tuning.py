@@ -71,6 +71,7 @@ def tune(
     console: Console,
     mesh: MeshSection | None = None,
     hosts: Hosts = ONE_HOST,
+    describe: bool = True,
 ) -> Tuned:
     """Fine-tunes a decoder, goes on with it where it stopped, or finds it done.
 
@@ -86,6 +87,7 @@ def tune(
         console: For the header and the progress line.
         mesh: How devices are arranged; None: all hold a part of the weights.
         hosts: Who trains; the first writes.
+        describe: Say before the first step what trains and what a step takes.
 
     Returns:
         The fine-tuned model.
@@ -106,7 +108,7 @@ def tune(
         console=console,
         chat_template=section.supervise.chat_template,
     )
-    inputs = _inputs(rows, section, model, base, seed)
+    inputs = tuning_inputs(rows, section, model, base, seed)
     final = folder / "final"
     key = hash_values(inputs)
     stale = hosts.say(f"{name}/stale", lambda: why_stale(final, inputs))
@@ -116,7 +118,17 @@ def tune(
     data = hosts.first(f"{name}/data", lambda: _prepare(arm, rows, base, folder, console))
     devices = choose_devices(arm.config, read_model_config(base.folder))
     trained = train_arm(
-        name, arm.config, base.folder, data, folder, inputs, None, devices, hosts, console
+        name,
+        arm.config,
+        base.folder,
+        data,
+        folder,
+        inputs,
+        None,
+        devices,
+        hosts,
+        console,
+        describe=describe,
     )
     hosts.only_first(
         f"{name}/final", lambda: _finish(arm, trained, base, folder, inputs, len(rows), console)
@@ -124,14 +136,22 @@ def tune(
     return _found(folder, key, reused=False)
 
 
-def _inputs(
+def tuning_inputs(
     rows: Sequence[Mapping[str, Any]],
     section: TuningSection,
     model: ModelSection,
     base: BaseModel,
     seed: int,
 ) -> dict[str, Any]:
-    """Returns everything that determines what the stage ends with."""
+    """Returns everything that determines what `tune` ends with; a `Tuned.key` is its hash.
+
+    Args:
+        rows: As for `tune`.
+        section: Likewise.
+        model: Likewise.
+        base: The model that is trained from, with the section's chat template.
+        seed: As for `tune`.
+    """
     options = section.model_dump()
     # Where progress is saved and shown does not shape the model; the template's text does.
     del options["train"]["trackers"], options["train"]["checkpoint"]

@@ -75,6 +75,13 @@ RECIPES = (
         ("quickstart", "tiny"),
     ),
     Recipe(
+        "llm2llm",
+        "a teacher writes new items like those that the student gets wrong, round after round",
+        "LLM2LLM, arXiv 2403.15042",
+        "a few items with answers, a teacher",
+        ("gsm8k", "sst2", "tiny"),
+    ),
+    Recipe(
         "lora",
         "train low-rank adapters beside frozen weights; gives a PEFT adapter and a merged model",
         "LoRA, arXiv 2106.09685 (rsLoRA, DoRA, PiSSA, OLoRA)",

@@ -10,6 +10,8 @@ from typing import Any
 from rich.console import RenderableType
 
 from jaxrecipes.report.page import write_report
+from jaxrecipes.report.rounds import ROUNDS_FILE, exported_students
+from jaxrecipes.report.rounds_page import render_rounds, write_rounds_report
 from jaxrecipes.report.seed_page import render_seed_results, write_seed_report
 from jaxrecipes.report.seeds import ADAPTIVE_FILE, exported_model
 from jaxrecipes.report.terminal import render_results
@@ -35,6 +37,7 @@ class ReportKind:
 
 REPORTS = (
     ReportKind(ADAPTIVE_FILE, write_seed_report, render_seed_results, exported_model),
+    ReportKind(ROUNDS_FILE, write_rounds_report, render_rounds, exported_students),
     ReportKind("", write_report, render_results),
 )
 

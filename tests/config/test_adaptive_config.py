@@ -189,7 +189,7 @@ def test_the_hash_follows_what_can_change_a_result(path):
 @pytest.mark.parametrize("verb", ["plan", "preview", "eval"])
 def test_verbs_that_know_no_phases_say_so(path, verb, capsys):
     assert main([verb, str(path)]) == 2
-    assert "recipe knn_tapt has phases" in capsys.readouterr().err
+    assert "does not know the config of recipe knn_tapt" in capsys.readouterr().err
 
 
 def test_every_key_is_described_and_odd_values_are_explained():
