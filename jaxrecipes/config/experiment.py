@@ -8,6 +8,7 @@ from pydantic import Field, model_validator
 
 from jaxrecipes.config.data import DataSection, KeepDocuments, SourceSection
 from jaxrecipes.config.mesh import MeshSection
+from jaxrecipes.config.penalty import PenaltySection, penalty_conflicts
 from jaxrecipes.config.perturb import PerturbSection, perturb_conflicts
 from jaxrecipes.config.recipe_options import (
     RECIPE_SECTIONS,
@@ -65,6 +66,9 @@ class ArmTrainSection(Section):
     loss_chunk: int | None = Field(default=None, ge=1, description="As train.loss_chunk.")
     perturb: PerturbSection | None = Field(
         default=None, description="In place of train.perturb, all of it; method none: clean."
+    )
+    penalty: PenaltySection | None = Field(
+        default=None, description="In place of train.penalty, all of it; kind none: no penalty."
     )
 
 
@@ -169,6 +173,9 @@ def conflicts(config: Config) -> list[tuple[str, str]]:
         message = "is read where remat is names, and needed there; give both or neither"
         found.append(("train.remat_names", message))
     found += perturb_conflicts(train.perturb, config.recipe, config.model.compute_dtype)
+    found += penalty_conflicts(train.penalty)
+    for number, source in enumerate((train.penalty and train.penalty.sources) or ()):
+        found += source_conflicts(source, f"train.penalty.sources.{number}")
     for number, source in enumerate(config.data.learn):
         found += source_conflicts(source, f"data.learn.{number}")
     if isinstance(config.data.keep, KeepDocuments):

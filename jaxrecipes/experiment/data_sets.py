@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ from jaxrecipes.evaluate.rows import EvaluationRows, join_rows, pack_scored, row
 from jaxrecipes.experiment.base_model import BaseModel
 from jaxrecipes.experiment.devices import local_execution, model_shardings
 from jaxrecipes.experiment.ordered_data import Ordering
+from jaxrecipes.experiment.penalty import make_penalty
 from jaxrecipes.experiment.sources import smaller, source_spec, supervision
 from jaxrecipes.generate.answers import write_answers
 from jaxrecipes.generate.sampling import Sampling
@@ -54,6 +55,7 @@ class DataSets:
     context: ContextPairs | None
     measured: list[str]
     orders: Mapping[str, list[dict[str, Any]]]
+    penalty: Mapping[str, list[PreparedSet]] = field(default_factory=dict)
 
     @property
     def train_rows(self) -> int:
@@ -62,7 +64,9 @@ class DataSets:
 
     def fingerprint(self, arm: str) -> list[str]:
         """Returns the keys of all sets that an arm reads, for its identity."""
-        return [*(prepared.manifest["key"] for prepared, _ in self.train[arm]), *self.measured]
+        trained = [prepared for prepared, _ in self.train[arm]]
+        read = [*trained, *self.penalty.get(arm, ())]
+        return [*(prepared.manifest["key"] for prepared in read), *self.measured]
 
 
 def prepare_data(
@@ -143,7 +147,27 @@ def prepare_data(
             context = ordering.held_out_pairs(held, share)
             keys.append(context.fingerprint())
     learn = join_rows([_rows(prepared) for prepared in held_out])
-    return DataSets(train, learn, keep, context, keys, orders)
+    penalty = {
+        arm.name: [
+            plain(
+                output / "data" / "penalty" / arm.name / str(number),
+                source_spec(section),
+                overlong=config.data.overlong,
+                limit_documents=section.limit_documents,
+                supervision=supervision(section, config.data.supervise),
+            )
+            for number, section in enumerate(penalty_sources(arm.config))
+        ]
+        for arm in arms
+        if penalty_sources(arm.config)
+    }
+    return DataSets(train, learn, keep, context, keys, orders, penalty)
+
+
+def penalty_sources(config: Config) -> list[SourceSection]:
+    """Lists the sources that an arm's Fisher information is computed on."""
+    section = config.train.penalty
+    return [] if make_penalty(section) is None else list((section and section.sources) or ())
 
 
 def _rows(prepared: PreparedSet) -> EvaluationRows:
