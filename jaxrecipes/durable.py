@@ -7,7 +7,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -53,6 +53,23 @@ def write_json(path: Path, value: Mapping[str, Any] | Sequence[Any]) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         text = json.dumps(value, indent=1, ensure_ascii=False) + "\n"
         temporary.write_text(text, encoding="utf-8", newline="\n")
+        synchronise(temporary)
+        temporary.rename(path)
+        synchronise(path.parent)
+
+
+def write_json_lines(path: Path, records: Iterable[Mapping[str, Any]]) -> None:
+    """Writes a JSONL file in one step and waits until it is on disk.
+
+    Raises:
+        JaxrecipesError: It cannot be written, for example because the disk is full.
+    """
+    temporary = path.with_name(f".{path.name}.partial")
+    with write_errors(path, "the file"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with temporary.open("w", encoding="utf-8", newline="\n") as file:
+            # Escaped: some readers end a line at U+2028, too.
+            file.writelines(json.dumps(record) + "\n" for record in records)
         synchronise(temporary)
         temporary.rename(path)
         synchronise(path.parent)

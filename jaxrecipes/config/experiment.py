@@ -150,7 +150,6 @@ def conflicts(config: Config) -> list[tuple[str, str]]:
     Returns:
         Pairs (dotted key, what is wrong and what to do), empty if all is well.
     """
-    train = config.train
     found = [*_recipe_conflicts(config), *_expansion_conflicts(config.block_expansion)]
     found += _arm_conflicts(config)
     if config.in_context_pretraining is not None and config.data.attend != "context":
@@ -159,29 +158,40 @@ def conflicts(config: Config) -> list[tuple[str, str]]:
             "sees another document, so that their order has no effect on training at all"
         )
         found.append(("data.attend", message))
-    if (train.steps is None) == (train.epochs is None):
-        given = "neither is" if train.steps is None else "both are"
-        found.append(("train.steps", f"give either steps or epochs; {given} given"))
-    if train.micro_batch_size is not None and train.batch_size % train.micro_batch_size:
-        found.append(
-            (
-                "train.micro_batch_size",
-                f"{train.micro_batch_size} does not divide batch_size ({train.batch_size})",
-            )
-        )
-    if (train.remat == "names") != bool(train.remat_names):
-        message = "is read where remat is names, and needed there; give both or neither"
-        found.append(("train.remat_names", message))
-    found += perturb_conflicts(train.perturb, config.recipe, config.model.compute_dtype)
-    found += penalty_conflicts(train.penalty)
-    for number, source in enumerate((train.penalty and train.penalty.sources) or ()):
-        found += source_conflicts(source, f"train.penalty.sources.{number}")
+    found += train_conflicts(config.train, config.recipe, config.model.compute_dtype)
     for number, source in enumerate(config.data.learn):
         found += source_conflicts(source, f"data.learn.{number}")
     if isinstance(config.data.keep, KeepDocuments):
         for number, source in enumerate(config.data.keep.sources):
             found += source_conflicts(source, f"data.keep.sources.{number}")
     return found + _supervision_conflicts(config.data)
+
+
+def train_conflicts(
+    train: TrainSection, recipe: str, compute_dtype: str, *, key: str = "train"
+) -> list[tuple[str, str]]:
+    """Finds values of a section `train` that are wrong together; pairs as in `conflicts`.
+
+    Args:
+        train: The section.
+        recipe: What it trains.
+        compute_dtype: Of the forward pass.
+        key: Where the section is.
+    """
+    found: list[tuple[str, str]] = []
+    if (train.steps is None) == (train.epochs is None):
+        given = "neither is" if train.steps is None else "both are"
+        found.append((f"{key}.steps", f"give either steps or epochs; {given} given"))
+    if train.micro_batch_size is not None and train.batch_size % train.micro_batch_size:
+        message = f"{train.micro_batch_size} does not divide batch_size ({train.batch_size})"
+        found.append((f"{key}.micro_batch_size", message))
+    if (train.remat == "names") != bool(train.remat_names):
+        message = "is read where remat is names, and needed there; give both or neither"
+        found.append((f"{key}.remat_names", message))
+    found += penalty_conflicts(train.penalty, key=f"{key}.penalty")
+    for number, source in enumerate((train.penalty and train.penalty.sources) or ()):
+        found += source_conflicts(source, f"{key}.penalty.sources.{number}")
+    return found + perturb_conflicts(train.perturb, recipe, compute_dtype, key=f"{key}.perturb")
 
 
 def _recipe_conflicts(config: Config) -> list[tuple[str, str]]:

@@ -7,8 +7,9 @@ folder `fisher`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -39,7 +40,7 @@ def build_anchor(
     frozen: Tree,
     sets: Sequence[PreparedSet],
     folder: Path,
-    identity: dict[str, object],
+    identity: Mapping[str, Any],
     hosts: Hosts,
     console: Console,
 ) -> dict[str, Tree]:

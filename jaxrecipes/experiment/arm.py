@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,10 +13,11 @@ from rich.console import Console
 
 from jaxrecipes.checkpoint.huggingface import Imported, import_checkpoint, read_model_config
 from jaxrecipes.checkpoint.training_state import TrainingStates
-from jaxrecipes.config import Config, config_hash
+from jaxrecipes.config import Config
 from jaxrecipes.data.pipeline import batches
+from jaxrecipes.durable import hash_values
 from jaxrecipes.experiment.anchor import build_anchor, locate_earlier
-from jaxrecipes.experiment.data_sets import DataSets
+from jaxrecipes.experiment.data_sets import TrainingSets
 from jaxrecipes.experiment.devices import Devices, model_shardings
 from jaxrecipes.experiment.header import print_arm
 from jaxrecipes.experiment.measure import Measure
@@ -64,9 +66,10 @@ def train_arm(
     name: str,
     config: Config,
     base_folder: Path,
-    data: DataSets,
+    data: TrainingSets,
     folder: Path,
-    measure: Measure,
+    identity: Mapping[str, Any],
+    measure: Measure | None,
     devices: Devices,
     hosts: Hosts,
     console: Console,
@@ -77,9 +80,12 @@ def train_arm(
         name: The arm.
         config: Its config.
         base_folder: The base model.
-        data: The experiment's sets.
+        data: What it learns from.
         folder: The arm's folder.
-        measure: Evaluates a model on the experiment's sets.
+        identity: JSON values that determine its course; a saved state of another identity is an
+            error.
+        measure: Evaluates a model on the experiment's sets; None: it is not evaluated while it
+            trains.
         devices: Where to train.
         hosts: Who trains; the first writes the logs.
         console: For the header and the progress line.
@@ -104,7 +110,6 @@ def train_arm(
     summary = summarise(name, config, program, compiled, devices)
     print_arm(summary, console)
 
-    identity = {"config": config_hash(config), "data": data.fingerprint(name)}
     states = TrainingStates(folder / "checkpoints", keep=config.train.checkpoint.keep, hosts=hosts)
     # Before the weights are read: the state of a resumed run exists once, not beside a first one.
     restored = states.restore(program.state, expected=identity)
@@ -149,16 +154,17 @@ def train_arm(
     evaluations = MetricsFile(
         folder / "evaluations.jsonl",
         last_step=-1 if restored is None else start,
-        writes=hosts.is_first,
+        writes=hosts.is_first and measure is not None,
     )
     chosen = config.train.trackers.model_dump() if hosts.is_first else {}
     trackers = open_trackers(
         [key for key, is_chosen in chosen.items() if is_chosen],
         folder / "tensorboard",
-        f"{name}-{identity['config'][:8]}",
+        f"{name}-{hash_values(identity)[:8]}",
     )
 
     def evaluate(step: int, state: TrainState) -> None:
+        assert measure is not None  # or no step is evaluated
         record = measure(
             program.config,
             combine(state.trainable, frozen),
@@ -181,12 +187,12 @@ def train_arm(
         for tracker in trackers:
             tracker(step, scalars)
 
-    if restored is None and program.keeps_function:
+    if restored is None and measure is not None and program.keeps_function:
         evaluations.write(measure.base_record)
         evaluations.flush()
-    elif restored is None:
+    elif restored is None and measure is not None:
         evaluate(0, state)
-    points = config.evaluate.points
+    points = 0 if measure is None else config.evaluate.points
     settings = LoopSettings(
         total_steps=steps,
         save_every=config.train.checkpoint.every_steps,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -35,27 +35,18 @@ from jaxrecipes.stages import run_stage
 
 
 @dataclass(frozen=True)
-class DataSets:
-    """Everything that an experiment reads.
+class TrainingSets:
+    """What arms learn from.
 
     Attributes:
         train: Arm -> prepared sets to learn from, with their weights in the mixture. Arms differ
             only where a recipe says how documents are ordered.
-        learn: Held-out documents of the same sources, to measure what was learned.
-        keep: Rows to measure what was forgotten.
-        context: Held-out documents behind related and other ones, where a recipe orders documents.
-        measured: Keys of the sets that are measured.
-        orders: Arm -> for each source what its order is like, for the report; only arms that order
-            documents.
+        penalty: Arm -> prepared sets that its penalty's Fisher information is computed on; only
+            arms that have one.
     """
 
     train: Mapping[str, list[tuple[PreparedSet, float]]]
-    learn: EvaluationRows
-    keep: EvaluationRows
-    context: ContextPairs | None
-    measured: list[str]
-    orders: Mapping[str, list[dict[str, Any]]]
-    penalty: Mapping[str, list[PreparedSet]] = field(default_factory=dict)
+    penalty: Mapping[str, list[PreparedSet]]
 
     @property
     def train_rows(self) -> int:
@@ -65,8 +56,31 @@ class DataSets:
     def fingerprint(self, arm: str) -> list[str]:
         """Returns the keys of all sets that an arm reads, for its identity."""
         trained = [prepared for prepared, _ in self.train[arm]]
-        read = [*trained, *self.penalty.get(arm, ())]
-        return [*(prepared.manifest["key"] for prepared in read), *self.measured]
+        return [prepared.manifest["key"] for prepared in (*trained, *self.penalty.get(arm, ()))]
+
+
+@dataclass(frozen=True)
+class DataSets(TrainingSets):
+    """Everything that an experiment reads.
+
+    Attributes:
+        learn: Held-out documents of the same sources, to measure what was learned.
+        keep: Rows to measure what was forgotten.
+        context: Held-out documents behind related and other ones, where a recipe orders documents.
+        measured: Keys of the sets that are measured.
+        orders: Arm -> for each source what its order is like, for the report; only arms that order
+            documents.
+    """
+
+    learn: EvaluationRows
+    keep: EvaluationRows
+    context: ContextPairs | None
+    measured: list[str]
+    orders: Mapping[str, list[dict[str, Any]]]
+
+    def fingerprint(self, arm: str) -> list[str]:
+        """Returns the keys of all sets that an arm reads, those it is measured on included."""
+        return [*super().fingerprint(arm), *self.measured]
 
 
 def prepare_data(
@@ -148,26 +162,38 @@ def prepare_data(
             keys.append(context.fingerprint())
     learn = join_rows([_rows(prepared) for prepared in held_out])
     penalty = {
-        arm.name: [
-            plain(
-                output / "data" / "penalty" / arm.name / str(number),
-                source_spec(section),
-                overlong=config.data.overlong,
-                limit_documents=section.limit_documents,
-                supervision=supervision(section, config.data.supervise),
-            )
-            for number, section in enumerate(penalty_sources(arm.config))
-        ]
+        arm.name: penalty_sets(arm.config, output / "data" / "penalty" / arm.name, plain)
         for arm in arms
-        if penalty_sources(arm.config)
     }
-    return DataSets(train, learn, keep, context, keys, orders, penalty)
+    return DataSets(train, penalty, learn, keep, context, keys, orders)
 
 
-def penalty_sources(config: Config) -> list[SourceSection]:
-    """Lists the sources that an arm's Fisher information is computed on."""
+def penalty_sets(
+    config: Config, folder: Path, plain: Callable[..., PreparedSet]
+) -> list[PreparedSet]:
+    """Prepares the rows that an arm's Fisher information is computed on, if it has any.
+
+    Args:
+        config: The arm's config.
+        folder: Where the sets are.
+        plain: `prepare` with the tokenizer and the length of rows.
+
+    Returns:
+        The sets, one a source; empty where the arm has no such penalty.
+    """
     section = config.train.penalty
-    return [] if make_penalty(section) is None else list((section and section.sources) or ())
+    if section is None or make_penalty(section) is None:
+        return []
+    return [
+        plain(
+            folder / str(number),
+            source_spec(source),
+            overlong=config.data.overlong,
+            limit_documents=source.limit_documents,
+            supervision=supervision(source, config.data.supervise),
+        )
+        for number, source in enumerate(section.sources or ())
+    ]
 
 
 def _rows(prepared: PreparedSet) -> EvaluationRows:

@@ -9,24 +9,15 @@ import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from rich.console import Console
 
 from jaxrecipes import __version__
-from jaxrecipes.checkpoint.delta import DELTA_FILE, write_delta
-from jaxrecipes.checkpoint.huggingface import (
-    Imported,
-    export_checkpoint,
-    import_checkpoint,
-    read_model_config,
-)
-from jaxrecipes.checkpoint.peft import write_adapter
+from jaxrecipes.checkpoint.huggingface import Imported, import_checkpoint, read_model_config
 from jaxrecipes.config import AdaptiveConfig, Arm, Config, config_hash, expand_arms, resolved_yaml
 from jaxrecipes.durable import write_json
 from jaxrecipes.environment import describe_environment
@@ -36,18 +27,15 @@ from jaxrecipes.experiment.arm import TrainedArm, train_arm
 from jaxrecipes.experiment.base_model import BaseModel, locate_base
 from jaxrecipes.experiment.data_sets import DataSets, prepare_data
 from jaxrecipes.experiment.devices import Devices, choose_devices, model_shardings
+from jaxrecipes.experiment.finish import write_model
 from jaxrecipes.experiment.inspect import report
 from jaxrecipes.experiment.measure import Measure, build_measure
 from jaxrecipes.experiment.model_card import model_card
-from jaxrecipes.experiment.program import apply_recipe, build_program
+from jaxrecipes.experiment.program import build_program
 from jaxrecipes.experiment.teacher import locate_teacher, teacher_fingerprint
 from jaxrecipes.hosts import Hosts, join_hosts
 from jaxrecipes.models.config import ModelConfig
 from jaxrecipes.models.decoder import abstract_params
-from jaxrecipes.params.lora import describe_drift, merge_adapters
-from jaxrecipes.params.paths import Tree, flatten, unflatten
-from jaxrecipes.params.quantize import dequantize_tree, describe_rounding
-from jaxrecipes.params.surgery import Surgery
 from jaxrecipes.report.results import ORDERS
 from jaxrecipes.sharding.host import on_host
 from jaxrecipes.stages import run_stage, why_stale
@@ -136,6 +124,7 @@ def _run(config: Config, hosts: Hosts, console: Console) -> int | None:
                 base.folder,
                 data,
                 folder,
+                {"config": inputs["config"], "data": inputs["data"]},
                 measure,
                 devices[arm.name],
                 hosts,
@@ -230,61 +219,13 @@ def _finish(
     console: Console,
 ) -> None:
     def build(target: Path) -> None:
-        imported = import_checkpoint(base.folder)
-        surgery = finished_model(arm.config, imported, trained.trained)
-        model = surgery.config
-        params, rounding = dequantize_tree(surgery.params, imported.params)
-        if rounding is not None:
-            console.print(f"{arm.name}: {describe_rounding(rounding)}", highlight=False)
-        if surgery.adapters is not None:
-            write_adapter(
-                target / "adapter",
-                model,
-                params,
-                surgery.adapters.options,
-                initial=surgery.adapters.initial,
-                base_model=arm.config.model.checkpoint,
-            )
-            merged = merge_adapters(model, params)
-            model, params = merged.config, merged.params
-            console.print(f"{arm.name}: {describe_drift(merged.drift)}", highlight=False)
-        export_checkpoint(
-            target / "model",
-            model,
-            params,
-            tokenizer_source=base.folder,
-            hf_config=imported.hf_config,
-            model_card=model_card(arm, trained.summary, folder),
-            chat_template=base.chat_template,
-        )
-        if model.new_blocks:
-            write_delta(target / DELTA_FILE, model, params)
+        card = model_card(arm, trained.summary, folder)
+        write_model(target, arm, trained, base, card, console)
 
     write_json(folder / "summary.json", trained.summary)
     console.print(f"{arm.name}: exporting and comparing …", highlight=False)
     with on_host():
         run_stage(folder / "final", inputs, build)
-
-
-def finished_model(config: Config, base: Imported, trained: Tree) -> Surgery:
-    """Puts trained leaves into the tree that the recipe makes of the base.
-
-    Frozen leaves are the base's own, bit for bit, whatever type they had during training; trained
-    ones are rounded to the type that the base stores them in.
-
-    Args:
-        config: The arm's config.
-        base: The base model as it is stored.
-        trained: The leaves that trained.
-
-    Returns:
-        The finished model, adapters apart.
-    """
-    surgery = apply_recipe(config, base, key=jax.random.key(config.seed))
-    leaves = flatten(surgery.params)
-    for path, leaf in flatten(trained).items():
-        leaves[path] = jnp.asarray(leaf, leaves[path].dtype)
-    return replace(surgery, params=unflatten(leaves))
 
 
 def claim_folder(config: Config | AdaptiveConfig, arms: Mapping[str, str], output: Path) -> None:

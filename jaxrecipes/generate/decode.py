@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxrecipes.errors import DataError
-from jaxrecipes.generate.sampling import GREEDY, Sampling, choose
+from jaxrecipes.generate.sampling import GREEDY, Sampling, choose, penalise_repetition
 from jaxrecipes.models.config import ModelConfig
 from jaxrecipes.models.decoder import embed, final_norm, layer_tokens
 from jaxrecipes.models.decoder import logits as output_logits
@@ -92,12 +92,16 @@ def generate(
         caches, first_logits = _prefill(
             params, token_ids, lengths, cache_length=length + max_new_tokens, **static
         )
+        seen = np.zeros((size, config.vocab_size), bool)
+        for row, index in enumerate(chosen):
+            seen[row, list(prompts[index])] = True
         written, _ = _decode(
             params,
             caches,
             first_logits,
             lengths,
             batch_keys,
+            seen,
             max_new_tokens=max_new_tokens,
             eos_ids=tuple(eos_ids),
             sampling=sampling,
@@ -257,6 +261,7 @@ def _decode(
     first_logits: jax.Array,
     lengths: jax.Array,
     keys: jax.Array,
+    seen: jax.Array,
     *,
     config: ModelConfig,
     max_new_tokens: int,
@@ -272,6 +277,7 @@ def _decode(
         first_logits: float32 [batch, vocab_size].
         lengths: int32 [batch], tokens of each prompt; a row of length 0 counts as ended.
         keys: PRNG keys [batch].
+        seen: bool [batch, vocab_size], tokens of the prompts.
         config: The model.
         max_new_tokens: Tokens to write.
         eos_ids: Tokens that end a row.
@@ -284,18 +290,22 @@ def _decode(
     """
     prompt_length = caches[0].key.shape[2] - max_new_tokens
 
-    def next_tokens(logits: jax.Array, step: jax.Array) -> jax.Array:
+    rows = jnp.arange(len(lengths))
+
+    def next_tokens(logits: jax.Array, seen: jax.Array, step: jax.Array) -> jax.Array:
+        if sampling.repetition_penalty != 1:
+            logits = penalise_repetition(logits, seen, sampling.repetition_penalty)
         return choose(logits, sampling, jax.vmap(jax.random.fold_in, (0, None))(keys, step))
 
     def ends(token_ids: jax.Array) -> jax.Array:
         return jnp.isin(token_ids, jnp.asarray(eos_ids, jnp.int32))
 
     def unfinished(state: tuple) -> jax.Array:
-        step, _, _, ended, _ = state
+        step, _, _, ended, _, _ = state
         return (step < max_new_tokens) & ~jnp.all(ended)
 
     def write(state: tuple) -> tuple:
-        step, latest, written, ended, caches = state
+        step, latest, written, ended, seen, caches = state
         logits, caches = _forward(
             config,
             params,
@@ -306,12 +316,13 @@ def _decode(
             prompt_length=prompt_length,
             compute_dtype=compute_dtype,
         )
-        latest = next_tokens(logits, step)
+        seen = seen.at[rows, latest].set(True)
+        latest = next_tokens(logits, seen, step)
         written = jax.lax.dynamic_update_slice(written, latest[:, None], (0, step))
-        return step + 1, latest, written, ended | ends(latest), caches
+        return step + 1, latest, written, ended | ends(latest), seen, caches
 
-    latest = next_tokens(first_logits, jnp.int32(0))
+    latest = next_tokens(first_logits, seen, jnp.int32(0))
     written = jnp.zeros((len(lengths), max_new_tokens), jnp.int32).at[:, 0].set(latest)
-    state = (jnp.int32(1), latest, written, (lengths == 0) | ends(latest), caches)
-    _, _, written, _, caches = jax.lax.while_loop(unfinished, write, state)
+    state = (jnp.int32(1), latest, written, (lengths == 0) | ends(latest), seen, caches)
+    _, _, written, _, _, caches = jax.lax.while_loop(unfinished, write, state)
     return written, caches

@@ -27,12 +27,16 @@ class Sampling:
             (nucleus sampling, arXiv 1904.09751).
         min_p: Only tokens with at least `min_p` times the highest probability are drawn; 0 for all
             (arXiv 2407.01082).
+        repetition_penalty: Logits of tokens that are in the prompt or the answer are divided by it
+            where they are positive and multiplied where negative, also without a temperature; 1
+            changes nothing (CTRL, arXiv 1909.05858, in the form of `transformers`).
     """
 
     temperature: float = 0.0
     top_k: int = 0
     top_p: float = 1.0
     min_p: float = 0.0
+    repetition_penalty: float = 1.0
 
     def __post_init__(self) -> None:
         """Refuses values outside of their range.
@@ -50,9 +54,29 @@ class Sampling:
             raise ConfigError(f"top_p is {self.top_p}; expected above 0 and up to 1 (all tokens)")
         if not 0 <= self.min_p <= 1:
             raise ConfigError(f"min_p is {self.min_p}; expected 0 (all tokens) up to 1")
+        if not (math.isfinite(self.repetition_penalty) and self.repetition_penalty > 0):
+            raise ConfigError(
+                f"repetition_penalty is {self.repetition_penalty}; expected a finite number above "
+                "0, 1 for none"
+            )
 
 
 GREEDY = Sampling()
+
+
+def penalise_repetition(logits: jax.Array, seen: jax.Array, penalty: float) -> jax.Array:
+    """Makes tokens that are in a row's text already less likely (a penalty above 1).
+
+    Args:
+        logits: float32 [batch, vocab_size].
+        seen: bool [batch, vocab_size], the tokens of prompt and answer.
+        penalty: Above 0.
+
+    Returns:
+        The logits; of seen tokens divided by the penalty where positive, else multiplied with it.
+    """
+    penalised = jnp.where(logits > 0, logits / penalty, logits * penalty)
+    return jnp.where(seen, penalised, logits)
 
 
 def scale_by_temperature(logits: jax.Array, temperature: float) -> jax.Array:

@@ -38,8 +38,9 @@ def tiny_model():
     return config, params
 
 
+@pytest.mark.parametrize("penalty", [1.0, 1.6])
 @pytest.mark.parametrize("family", sorted(TINY_CONFIGS))
-def test_greedy_equals_transformers(family, tiny_checkpoint):
+def test_greedy_equals_transformers(family, penalty, tiny_checkpoint):
     torch = pytest.importorskip("torch")
     from transformers import AutoModelForCausalLM
 
@@ -47,13 +48,22 @@ def test_greedy_equals_transformers(family, tiny_checkpoint):
     imported = import_checkpoint(folder)
     prompts = random_prompts(256)
     ours = generate(
-        imported.config, imported.params, prompts, max_new_tokens=16, eos_ids=[], batch_size=3
+        imported.config,
+        imported.params,
+        prompts,
+        max_new_tokens=16,
+        sampling=Sampling(repetition_penalty=penalty),
+        batch_size=3,
     )
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     model.generation_config.eos_token_id = None
     for prompt, continuation in zip(prompts, ours, strict=True):
         theirs = model.generate(
-            torch.tensor([prompt]), max_new_tokens=16, do_sample=False, pad_token_id=258
+            torch.tensor([prompt]),
+            max_new_tokens=16,
+            do_sample=False,
+            pad_token_id=258,
+            repetition_penalty=penalty,
         )
         assert continuation == theirs[0, len(prompt) :].tolist()
     # Not one token repeated: the comparison would say little.

@@ -18,6 +18,7 @@ from jaxrecipes.generate.sampling import (
     keep_min_p,
     keep_top_k,
     keep_top_p,
+    penalise_repetition,
     scale_by_temperature,
 )
 
@@ -49,6 +50,19 @@ def test_transforms_equal_those_of_transformers(transform, name, values):
         logits = random_logits(seed, rows=8)
         expected = warper(name, value)(None, torch.tensor(logits)).numpy()
         np.testing.assert_allclose(transform(jnp.asarray(logits), value), expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("penalty", [0.7, 1.0, 1.8])
+def test_the_repetition_penalty_equals_that_of_transformers(penalty):
+    torch = pytest.importorskip("torch")
+    logits = random_logits(11, rows=4)
+    texts = np.random.default_rng(0).integers(0, VOCABULARY, (4, 9))
+    process = warper("RepetitionPenaltyLogitsProcessor", penalty)
+    expected = process(torch.tensor(texts), torch.tensor(logits)).numpy()
+    seen = np.zeros(logits.shape, bool)
+    np.put_along_axis(seen, texts, True, axis=1)
+    ours = penalise_repetition(jnp.asarray(logits), jnp.asarray(seen), penalty)
+    np.testing.assert_allclose(ours, expected, rtol=1e-6)
 
 
 @settings(deadline=None, max_examples=40)
@@ -132,6 +146,8 @@ def test_a_draw_depends_on_its_own_key_only():
         ("top_p", 1.01),
         ("min_p", -0.5),
         ("min_p", 2.0),
+        ("repetition_penalty", 0.0),
+        ("repetition_penalty", float("inf")),
     ],
 )
 def test_values_out_of_range_are_named(field, value):
