@@ -14,7 +14,7 @@ from annotated_types import Ge, Gt, Le, Lt, MaxLen, MinLen
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from jaxrecipes.config import AdaptiveConfig, Config, json_schema
+from jaxrecipes.config import KINDS, json_schema
 from jaxrecipes.config.problems import section_types
 from jaxrecipes.config.section import Section
 
@@ -85,11 +85,25 @@ def default(field: FieldInfo) -> str:
     return f"`{value if isinstance(value, str) else json.dumps(value)}`"
 
 
-ADAPTIVE = """\
-# Config of the adaptive recipes
+OTHER = """\
+# Config of {title}
 
-Recipes `dapt`, `tapt`, `curated_tapt` and `knn_tapt` have a schema of their own.
+Recipe{plural} {recipes} {verb} a schema of {own} own.
 """
+
+
+def other_kinds() -> list[str]:
+    """Writes the schemas of the recipes that have others than most."""
+    lines: list[str] = []
+    for kind in KINDS[1:]:
+        names = [f"`{name}`" for name in kind.recipes]
+        several = len(names) > 1
+        listed = f"{', '.join(names[:-1])} and {names[-1]}" if several else names[0]
+        words = {"plural": "s" if several else "", "verb": "have" if several else "has"}
+        own = "their" if several else "its"
+        lines.append(OTHER.format(title=kind.title, recipes=listed, own=own, **words))
+        lines += table(kind.schema, "Top level", 2)
+    return lines
 
 
 def table(section: type[Section], title: str, level: int) -> list[str]:
@@ -123,12 +137,7 @@ def main() -> int:
     """Writes or checks the two files; returns the exit code."""
     files = {
         FOLDER / "config_reference.md": "\n".join(
-            [
-                HEADER,
-                *table(Config, "Top level", 2),
-                ADAPTIVE,
-                *table(AdaptiveConfig, "Top level", 2),
-            ]
+            [HEADER, *table(KINDS[0].schema, "Top level", 2), *other_kinds()]
         ),
         FOLDER / "config.schema.json": json.dumps(json_schema(), indent=2) + "\n",
     }

@@ -20,7 +20,7 @@ from jaxrecipes.errors import UsageError
 from jaxrecipes.failures import describe_failure
 
 if TYPE_CHECKING:
-    from jaxrecipes.config import AdaptiveConfig, Config
+    from jaxrecipes.config import Config, ExperimentSection
 
 WELCOME = """\
 jaxrecipes {version}: {help}
@@ -87,13 +87,12 @@ def validate(arguments: argparse.Namespace, overrides: list[str]) -> None:
     if arguments.config is None:
         raise UsageError("validate needs a CONFIG (or --schema)")
     config = _load_any(arguments.config, overrides)
-    from jaxrecipes.config import Config, adaptive_arms, config_hash, expand_arms, resolved_yaml
+    from jaxrecipes.config import config_hash, kind_of, resolved_yaml
 
     if arguments.resolved:
         print(resolved_yaml(config), end="")
         return
-    found = expand_arms(config) if isinstance(config, Config) else adaptive_arms(config)
-    arms = ", ".join(arm.name for arm in found)
+    arms = ", ".join(arm.name for arm in kind_of(config).arms(config))
     print(f"{arguments.config}: valid. Arms: {arms}. Hash: {config_hash(config)[:12]}")
 
 
@@ -128,17 +127,14 @@ def plan(arguments: argparse.Namespace, overrides: list[str]) -> None:
 def run(arguments: argparse.Namespace, overrides: list[str]) -> int | None:
     """Runs an experiment, or goes on with it."""
     config = _load_any(arguments.config, overrides)
+    import importlib
+
     from rich.console import Console
 
-    from jaxrecipes.config import Config
+    from jaxrecipes.config import kind_of
 
-    if isinstance(config, Config):
-        from jaxrecipes.experiment import run as experiment
-
-        return experiment.run(config, console=Console())
-    from jaxrecipes.experiment import adaptive
-
-    return adaptive.run(config, console=Console())
+    runner = importlib.import_module(kind_of(config).runner)
+    return runner.run(config, console=Console())
 
 
 def evaluate(arguments: argparse.Namespace, overrides: list[str]) -> int | None:
@@ -262,13 +258,13 @@ def _load(config: Path, overrides: Sequence[str]) -> Config:
 
     if not isinstance(found, Config):
         raise UsageError(
-            f"{config}: recipe {found.recipe} has phases, which this command does not know; "
-            "validate, run and report do"
+            f"{config}: this command does not know the config of recipe {found.recipe}; validate, "
+            "run and report do"
         )
     return found
 
 
-def _load_any(config: Path, overrides: Sequence[str]) -> Config | AdaptiveConfig:
+def _load_any(config: Path, overrides: Sequence[str]) -> ExperimentSection:
     # The search for pydantic plugins reads the metadata of every installed package: 0.05 s.
     os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "true")
     from jaxrecipes.config import load_config

@@ -33,6 +33,7 @@ EXTRAS = {
     "harness": "lm_eval",
     "datasets": "datasets",
     "tfds": "tensorflow_datasets",
+    "rouge": "jieba",
     "wandb": "wandb",
     "mlflow": "mlflow",
 }

@@ -9,8 +9,8 @@ import pytest
 
 import jaxrecipes.recipes
 from jaxrecipes.cli import main
-from jaxrecipes.config import Config, adaptive_arms, expand_arms, load_config
-from jaxrecipes.config.adaptive import ADAPTIVE_RECIPES
+from jaxrecipes.config import KINDS, Config, expand_arms, kind_of, load_config
+from jaxrecipes.config.kinds import ALL_RECIPES
 from jaxrecipes.config.problems import section_types
 from jaxrecipes.config.recipe_options import RECIPE_SECTIONS, RecipeName
 from jaxrecipes.config.section import Section
@@ -27,8 +27,7 @@ FILES = sorted(FOLDER.rglob("*.yaml"))
 def test_every_shipped_config_is_valid_and_its_arms_too(path):
     config = load_config(path)
     assert config.recipe == path.parent.name
-    arms = expand_arms(config) if isinstance(config, Config) else adaptive_arms(config)
-    assert len(arms) >= 1 + len(config.compare)
+    assert len(kind_of(config).arms(config)) >= 1 + len(config.compare)
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: f"{path.parent.name}/{path.stem}")
@@ -41,13 +40,17 @@ def test_shipped_configs_begin_with_what_they_are_and_explain_their_sections(pat
 
 def test_the_table_the_folders_and_the_schema_name_the_same_recipes():
     names = {recipe.name for recipe in RECIPES}
-    assert (
-        names == {*RecipeName.__args__, *ADAPTIVE_RECIPES} == {path.parent.name for path in FILES}
-    )
+    assert names == {*ALL_RECIPES} == {path.parent.name for path in FILES}
+    assert len(ALL_RECIPES) == len(set(ALL_RECIPES)) and set(RecipeName.__args__) <= names
     assert set(RECIPE_SECTIONS) <= names
     assert shipped_folder() == FOLDER
     listed = {shipped_config(recipe.name, name) for recipe in RECIPES for name in recipe.configs}
     assert listed == set(FILES)
+
+
+def test_every_kind_of_experiment_can_be_run():
+    for kind in KINDS:
+        assert callable(importlib.import_module(kind.runner).run)
 
 
 def test_every_recipe_has_its_own_file_and_page_and_a_tiny_config():

@@ -8,18 +8,16 @@ import pathlib
 from collections.abc import Iterable
 from typing import Any
 
-from jaxrecipes.config.adaptive import AdaptiveConfig
-from jaxrecipes.config.experiment import Config
-from jaxrecipes.config.problems import Problem, find_problems, schema_of
+from jaxrecipes.config.kinds import kind_of
+from jaxrecipes.config.problems import Problem, find_problems
+from jaxrecipes.config.section import ExperimentSection
 from jaxrecipes.config.yaml_text import Path, YamlText, parse_yaml
 from jaxrecipes.errors import ConfigError
 
 _LARGEST_FILE = 1_000_000  # bytes; the largest sensible config is a hundredth of that
 
 
-def load_config(
-    path: str | os.PathLike[str], overrides: Iterable[str] = ()
-) -> Config | AdaptiveConfig:
+def load_config(path: str | os.PathLike[str], overrides: Iterable[str] = ()) -> ExperimentSection:
     """Reads and checks a config.
 
     Args:
@@ -52,7 +50,7 @@ def load_config(
     problems = find_problems(parsed.data)
     if problems:
         raise ConfigError(_report(name, problems, origins))
-    config = schema_of(parsed.data).model_validate(parsed.data)
+    config = kind_of(parsed.data).schema.model_validate(parsed.data)
     config._origins.update({".".join(map(str, at)): text for at, text in origins.items()})
     return config
 

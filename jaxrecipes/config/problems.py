@@ -10,10 +10,10 @@ from typing import Any, get_args
 
 from pydantic import ValidationError
 
-from jaxrecipes.config.adaptive import ADAPTIVE_RECIPES, AdaptiveConfig
 from jaxrecipes.config.arms import merge_arm
 from jaxrecipes.config.experiment import Config
-from jaxrecipes.config.recipe_options import RECIPE_NAMES, RECIPE_SECTIONS
+from jaxrecipes.config.kinds import ALL_RECIPES, kind_of
+from jaxrecipes.config.recipe_options import RECIPE_SECTIONS
 from jaxrecipes.config.section import Section
 from jaxrecipes.config.yaml_text import Path
 
@@ -53,11 +53,6 @@ class Problem:
     message: str
 
 
-def schema_of(data: Mapping[str, Any]) -> type[Config] | type[AdaptiveConfig]:
-    """Returns the schema that a recipe's configs have; that of most recipes for an unknown one."""
-    return AdaptiveConfig if data.get("recipe") in ADAPTIVE_RECIPES else Config
-
-
 def find_problems(data: Any) -> list[Problem]:
     """Checks plain data against the schema, each arm of the comparison included.
 
@@ -70,7 +65,7 @@ def find_problems(data: Any) -> list[Problem]:
     """
     if not isinstance(data, Mapping):
         return [Problem((), "a config is a mapping of keys to values; see `jaxrecipes new`")]
-    schema = schema_of(data)
+    schema = kind_of(data).schema
     problems = _validate(data, schema)
     # Arms of the other schema are whole in themselves.
     arms = data.get("compare") if schema is Config else []
@@ -132,7 +127,7 @@ def _explain(
     elif kind == "literal_error":
         allowed = re.findall(r"'([^']*)'", context["expected"]) or [context["expected"]]
         if path == ("recipe",):
-            allowed = [*RECIPE_NAMES, *ADAPTIVE_RECIPES]
+            allowed = list(ALL_RECIPES)
         close = difflib.get_close_matches(str(value), allowed, n=1)
         hint = f" (did you mean {close[0]}?)" if close else ""
         yield path, f"is {_show(value)}; expected {' | '.join(allowed)}{hint}"

@@ -8,13 +8,14 @@ from typing import Any
 
 import yaml
 
-from jaxrecipes.config.adaptive import AdaptiveConfig
 from jaxrecipes.config.experiment import Config
+from jaxrecipes.config.kinds import kind_of
 from jaxrecipes.config.recipe_options import RECIPE_SECTIONS
+from jaxrecipes.config.section import ExperimentSection
 from jaxrecipes.config.yaml_text import ConfigDumper, parse_yaml
 
 
-def resolved_yaml(config: Config | AdaptiveConfig) -> str:
+def resolved_yaml(config: ExperimentSection) -> str:
     """Writes a config with all defaults filled in, and each value's origin as a comment.
 
     Returns:
@@ -41,24 +42,21 @@ def resolved_yaml(config: Config | AdaptiveConfig) -> str:
     return "\n".join(lines) + "\n"
 
 
-def config_hash(config: Config | AdaptiveConfig) -> str:
+def config_hash(config: ExperimentSection) -> str:
     """Hashes everything in a config that can change a result.
 
     `output`, `name`, `compare` and `train.trackers` are left out, so an arm has the same hash in
     every folder and in every comparison; so are `mesh` and `model.attention`, because a run may go
     on with other devices than it began with, and the sections of other recipes and of perturbations
     that are not there. Defaults are filled in before hashing, so writing a default out changes
-    nothing. Of the adaptive recipes also `seeds` and `checkpoint` are left out: a run can go on
-    with more seeds.
+    nothing. What else a kind of experiments leaves out is in its row of `KINDS`.
 
     Returns:
         sha256, 64 hexadecimal digits.
     """
-    if isinstance(config, AdaptiveConfig):
-        return _hash(
-            config.model_dump(exclude={"output", "name", "compare", "seeds", "checkpoint"})
-        )
-    data = config.model_dump(exclude={"output": True, "name": True, "compare": True, "mesh": True})
+    data = config.model_dump(exclude={"output", "name", "compare", *kind_of(config).unhashed})
+    if not isinstance(config, Config):
+        return _hash(data)
     del data["train"]["trackers"], data["model"]["attention"]
     for name in RECIPE_SECTIONS:
         if data[name] is None:

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Union
 
 from pydantic import TypeAdapter
 
-from jaxrecipes.config.adaptive import AdaptiveConfig
-from jaxrecipes.config.experiment import Config
+from jaxrecipes.config.kinds import KINDS
 
 
 def json_schema() -> dict[str, Any]:
     """Returns the schema of a config of any recipe."""
-    found = TypeAdapter(Config | AdaptiveConfig).json_schema()
+    schemas: Any = Union[tuple(kind.schema for kind in KINDS)]  # noqa: UP007
+    found = TypeAdapter(schemas).json_schema()
     return {"title": "Config", **found}

@@ -193,12 +193,13 @@ def export(
         UsageError: There is no such run or arm, or the destination exists.
         CheckpointError: The arm is not finished, or has no new blocks.
     """
-    from jaxrecipes.report.seeds import exported_model, is_adaptive_run
+    from jaxrecipes.report.kinds import report_kind
 
-    if is_adaptive_run(run_folder):
+    exported = report_kind(run_folder).exported
+    if exported is not None:
         raise UsageError(
-            f"{run_folder} is a run of an adaptive recipe, whose best model is a folder of its own "
-            f"already: {exported_model(run_folder)}"
+            f"{run_folder}: a run of this recipe leaves its finished model as a folder of its own "
+            f"already: {exported(run_folder)}"
         )
     arms = sorted(path.name for path in (run_folder / "arms").glob("*") if path.is_dir())
     if not arms:
@@ -243,14 +244,9 @@ def report(run_folder: Path, *, console: Console) -> int | None:
     Returns:
         None: done.
     """
-    from jaxrecipes.report.page import write_report
-    from jaxrecipes.report.seed_page import render_seed_results, write_seed_report
-    from jaxrecipes.report.seeds import is_adaptive_run
-    from jaxrecipes.report.terminal import render_results
+    from jaxrecipes.report.kinds import report_kind
 
-    if is_adaptive_run(run_folder):
-        console.print(render_seed_results(write_seed_report(run_folder)))
-    else:
-        console.print(render_results(write_report(run_folder)))
+    kind = report_kind(run_folder)
+    console.print(kind.render(kind.write(run_folder)))
     console.print(f"report: {run_folder / 'report.html'}", highlight=False)
     return None

@@ -18,7 +18,14 @@ from rich.console import Console
 
 from jaxrecipes import __version__
 from jaxrecipes.checkpoint.huggingface import Imported, import_checkpoint, read_model_config
-from jaxrecipes.config import AdaptiveConfig, Arm, Config, config_hash, expand_arms, resolved_yaml
+from jaxrecipes.config import (
+    Arm,
+    Config,
+    ExperimentSection,
+    config_hash,
+    expand_arms,
+    resolved_yaml,
+)
 from jaxrecipes.durable import write_json
 from jaxrecipes.environment import describe_environment
 from jaxrecipes.errors import CheckpointError, ConfigError, JaxrecipesError
@@ -228,7 +235,7 @@ def _finish(
         run_stage(folder / "final", inputs, build)
 
 
-def claim_folder(config: Config | AdaptiveConfig, arms: Mapping[str, str], output: Path) -> None:
+def claim_folder(config: ExperimentSection, arms: Mapping[str, str], output: Path) -> None:
     """Refuses a folder that belongs to another experiment; marks a new one as ours.
 
     Args:

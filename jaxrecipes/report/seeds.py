@@ -27,11 +27,6 @@ TITLES: Mapping[Score, str] = {"accuracy": "accuracy", "macro_f1": "macro-F1"}
 Arm = dict[str, Any]
 
 
-def is_adaptive_run(run_folder: Path) -> bool:
-    """Tells whether a folder is of a run of an adaptive recipe."""
-    return (run_folder / ADAPTIVE_FILE).exists()
-
-
 def exported_model(run_folder: Path) -> str:
     """Says where below a run folder the best model is, or why there is none."""
     return str(read_object(run_folder / ADAPTIVE_FILE).get("exported"))
