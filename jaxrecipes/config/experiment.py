@@ -188,7 +188,7 @@ def train_conflicts(
     if (train.remat == "names") != bool(train.remat_names):
         message = "is read where remat is names, and needed there; give both or neither"
         found.append((f"{key}.remat_names", message))
-    found += penalty_conflicts(train.penalty, key=f"{key}.penalty")
+    found += penalty_conflicts(train.penalty, recipe, key=f"{key}.penalty")
     for number, source in enumerate((train.penalty and train.penalty.sources) or ()):
         found += source_conflicts(source, f"{key}.penalty.sources.{number}")
     return found + perturb_conflicts(train.perturb, recipe, compute_dtype, key=f"{key}.perturb")

@@ -12,6 +12,8 @@ from jaxrecipes.config.section import Section
 # Keys that only Fisher information reads, and of these the ones that need an earlier one.
 _EWC_KEYS = ("sources", "examples", "targets", "earlier", "accumulate", "decay")
 _EARLIER_KEYS = ("accumulate", "decay")
+# Recipes whose trained leaves are not the base's.
+_NEW_LEAVES = ("block_expansion", "lora")
 
 
 class PenaltySection(Section):
@@ -73,12 +75,13 @@ class PenaltySection(Section):
 
 
 def penalty_conflicts(
-    section: PenaltySection | None, *, key: str = "train.penalty"
+    section: PenaltySection | None, recipe: str, *, key: str = "train.penalty"
 ) -> list[tuple[str, str]]:
     """Finds options that a penalty does not read or lacks.
 
     Args:
         section: The section, or None.
+        recipe: What it trains.
         key: Where the section is.
 
     Returns:
@@ -100,6 +103,12 @@ def penalty_conflicts(
     if section.sources is None:
         message = "kind ewc needs rows to compute the Fisher information on; give sources"
         found.append((f"{key}.sources", message))
+    if section.earlier is not None and recipe in _NEW_LEAVES:
+        message = (
+            f"recipe {recipe} trains leaves that begin anew in each run, so that the information "
+            "of an earlier run is about others; use a recipe that trains the base's own"
+        )
+        found.append((f"{key}.earlier", message))
     for name in _EARLIER_KEYS if section.earlier is None else ():
         if getattr(section, name) is not None:
             found.append((f"{key}.{name}", "is read beside `earlier` only; give both or neither"))

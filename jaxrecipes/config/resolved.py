@@ -48,8 +48,8 @@ def config_hash(config: ExperimentSection) -> str:
     `output`, `name`, `compare` and `train.trackers` are left out, so an arm has the same hash in
     every folder and in every comparison; so are `mesh` and `model.attention`, because a run may go
     on with other devices than it began with, and the sections of other recipes, of perturbations
-    and of penalties that are not there. Defaults are filled in before hashing, so writing a default out changes
-    nothing. What else a kind of experiments leaves out is in its row of `KINDS`.
+    and of penalties that are not there. Defaults are filled in before hashing, so writing a default
+    out changes nothing. What else a kind of experiments leaves out is in its row of `KINDS`.
 
     Returns:
         sha256, 64 hexadecimal digits.

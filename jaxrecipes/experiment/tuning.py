@@ -139,6 +139,8 @@ def _inputs(
     # Where progress is saved and shown does not shape the model; the template's text does.
     del options["train"]["trackers"], options["train"]["checkpoint"]
     options["supervise"]["chat_template"] = base.chat_template
+    for name in ("sources", "earlier") if options["train"]["penalty"] else ():
+        del options["train"]["penalty"][name]  # what is in them counts, see `_penalty_inputs`
     return {
         "code": __version__,
         "base": base.fingerprint,
