@@ -10,6 +10,7 @@ from jaxrecipes.config.adaptive import ADAPTIVE_RECIPES, AdaptiveConfig, adaptiv
 from jaxrecipes.config.arms import expand_arms
 from jaxrecipes.config.experiment import Config
 from jaxrecipes.config.recipe_options import RECIPE_NAMES
+from jaxrecipes.config.rehearsal import REHEARSAL_RECIPES, RehearsalConfig, rehearsal_arms
 from jaxrecipes.config.section import ExperimentSection
 
 
@@ -54,6 +55,14 @@ KINDS = (
         "jaxrecipes.experiment.adaptive",
         # A run can go on with more seeds.
         frozenset({"seeds", "checkpoint"}),
+    ),
+    Kind(
+        "self-synthesized rehearsal",
+        REHEARSAL_RECIPES,
+        RehearsalConfig,
+        rehearsal_arms,
+        "jaxrecipes.experiment.rehearsal",
+        frozenset({"mesh"}),
     ),
 )
 ALL_RECIPES = tuple(recipe for kind in KINDS for recipe in kind.recipes)

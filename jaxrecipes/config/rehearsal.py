@@ -16,16 +16,17 @@ from jaxrecipes.config.tuning import TuningSection, tuning_conflicts
 
 RehearsalRecipeName = Literal["self_synthesized_rehearsal"]
 REHEARSAL_RECIPES: tuple[str, ...] = get_args(RehearsalRecipeName)
+_SHAPES = ("auto", "prompt_completion", "classification", "sentence_pair")
 
 
 class RehearsalTaskSection(Section):
-    """One task: rows with a prompt (the input) and a completion (the output)."""
+    """One task: rows of an input and an output (prompt and completion, or text and label)."""
 
     name: ArmName = Field(description="Its name in tables and folders.")
     instruction: str = Field(
         default="", description="Says what the task is, before every input; may be empty."
     )
-    train: SourceSection = Field(description="Rows to learn from, of shape prompt_completion.")
+    train: SourceSection = Field(description="Rows to learn from.")
     test: SourceSection = Field(description="Rows that every model is measured on.")
     train_rows: int | None = Field(
         default=None, ge=2, description="Learn so many rows, drawn by the seed. null: all."
@@ -219,8 +220,8 @@ def rehearsal_conflicts(config: RehearsalConfig) -> list[tuple[str, str]]:
         for part, source in (("train", task.train), ("test", task.test)):
             key = f"tasks.{number}.{part}"
             found += source_conflicts(source, key)
-            if source.shape not in ("auto", "prompt_completion"):
-                message = f"is {source.shape}; tasks are read as prompt_completion"
+            if source.shape not in _SHAPES:
+                message = f"is {source.shape}; tasks are read as one of {', '.join(_SHAPES)}"
                 found.append((f"{key}.shape", message))
     names = {config.arm_name}
     found += _section_conflicts(config, config.rehearsal, "rehearsal")

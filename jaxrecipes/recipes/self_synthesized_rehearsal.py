@@ -18,7 +18,6 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from jaxrecipes.errors import DataError
 from jaxrecipes.generate.instances import (
     Cues,
     Instance,
@@ -297,17 +296,8 @@ def choose_set(
         longest_output: Longest output of it, in tokens.
 
     Returns:
-        The set; smaller where candidates are fewer.
-
-    Raises:
-        DataError: There are no candidates, or none has an output that can be used.
+        The set; smaller than wanted, perhaps empty, where candidates that can be used are fewer.
     """
-    if not candidates:
-        raise DataError(
-            f"task {task.name}: the base model wrote no usable instance, so nothing could be "
-            "repeated of it; raise synthesis.samples or synthesis.max_new_tokens, or use "
-            "rehearsal.method: real"
-        )
     answers: dict[int, Instance] = {}
     rejected: dict[int, str] = {}
 
@@ -328,11 +318,9 @@ def choose_set(
     if refine == "never":
         answers = dict(enumerate(candidates))
     usable = [number for number in everything if number not in rejected]
-    if not usable:
-        raise DataError(_nothing_left(task, rejected))
     ranked = [
         [usable[place] for place in cluster]
-        for cluster in rank([candidates[number].input for number in usable])
+        for cluster in (rank([candidates[number].input for number in usable]) if usable else [])
     ]
     while True:
         chosen = pick(ranked, wanted, rejected)
@@ -340,8 +328,6 @@ def choose_set(
         if not new:
             break
         write(new)
-    if not chosen:
-        raise DataError(_nothing_left(task, rejected))
     counts = {
         "wanted": wanted,
         "candidates": len(candidates),
@@ -360,14 +346,6 @@ def _why_no_answer(task: Task, reply: Reply) -> str:
     if reply.finish == "length":
         return "cut off"
     return "holds a cue" if task.cues.occur_in(reply.text) else ""
-
-
-def _nothing_left(task: Task, rejected: Mapping[int, str]) -> str:
-    reasons = ", ".join(f"{count} {reason}" for reason, count in Counter(rejected.values()).items())
-    return (
-        f"task {task.name}: the model that learned it answered no candidate in a usable way "
-        f"({reasons}); train longer, or raise synthesis.longest_output"
-    )
 
 
 def wanted_count(share: float, rows: int) -> int:
