@@ -11,7 +11,6 @@ import jaxrecipes.recipes
 from jaxrecipes.cli import main
 from jaxrecipes.config import KINDS, Config, expand_arms, kind_of, load_config
 from jaxrecipes.config.kinds import ALL_RECIPES
-from jaxrecipes.config.problems import section_types
 from jaxrecipes.config.recipe_options import RECIPE_SECTIONS, RecipeName
 from jaxrecipes.config.section import Section
 from jaxrecipes.experiment.base_model import peek_model_config
@@ -110,7 +109,8 @@ def test_a_run_reads_every_key_of_the_schema(tmp_path, monkeypatch):
     arguments = ["run", tiny, *by_epochs, "compare=[]", keep, f"output={tmp_path / 'documents'}"]
     assert main(arguments) == 0
     ordered = str(FOLDER / "in_context_pretraining" / "tiny.yaml")
-    short = ["train.steps=1", "compare=[]", *without, "train.perturb={method: neftune}"]
+    held = f"train.penalty={{kind: ewc, coefficient: 1, examples: 1, sources: [{source}]}}"
+    short = ["train.steps=1", "compare=[]", *without, "train.perturb={method: neftune}", held]
     assert main(["run", ordered, *short, f"output={tmp_path / 'ordered'}"]) == 0
     # The version is checked by the schema; arms are read by expand_arms, which makes whole configs.
     by_schema = {("Config", "version"), ("Config", "name"), ("Config", "compare")}

@@ -91,9 +91,10 @@ def merge_arm(
     if isinstance(changes, Mapping):
         given = {key: value for key, value in changes.items() if value is not None}
         merged["train"] = _overlay(merged.get("train"), given)
-        if "perturb" in given:
-            # Options belong to a method: those of the main arm's would be errors beside another.
-            merged["train"]["perturb"] = given["perturb"]
+        for section in ("perturb", "penalty"):
+            if section in given:
+                # Options belong to a method: the main arm's would be errors beside another.
+                merged["train"][section] = given[section]
     if learning_rate is not None:
         rate = {"optimizer": {"learning_rate": learning_rate}}
         merged["train"] = _overlay(merged.get("train"), rate)

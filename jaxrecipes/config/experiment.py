@@ -8,6 +8,7 @@ from pydantic import Field, model_validator
 
 from jaxrecipes.config.data import DataSection, KeepDocuments, SourceSection
 from jaxrecipes.config.mesh import MeshSection
+from jaxrecipes.config.penalty import PenaltySection, penalty_conflicts
 from jaxrecipes.config.perturb import PerturbSection, perturb_conflicts
 from jaxrecipes.config.recipe_options import (
     ALSO_READS,
@@ -67,6 +68,9 @@ class ArmTrainSection(Section):
     loss_chunk: int | None = Field(default=None, ge=1, description="As train.loss_chunk.")
     perturb: PerturbSection | None = Field(
         default=None, description="In place of train.perturb, all of it; method none: clean."
+    )
+    penalty: PenaltySection | None = Field(
+        default=None, description="In place of train.penalty, all of it; kind none: no penalty."
     )
 
 
@@ -205,6 +209,9 @@ def train_conflicts(
     if (train.remat == "names") != bool(train.remat_names):
         message = "is read where remat is names, and needed there; give both or neither"
         found.append((f"{key}.remat_names", message))
+    found += penalty_conflicts(train.penalty, recipe, key=f"{key}.penalty")
+    for number, source in enumerate((train.penalty and train.penalty.sources) or ()):
+        found += source_conflicts(source, f"{key}.penalty.sources.{number}")
     return found + perturb_conflicts(train.perturb, recipe, compute_dtype, key=f"{key}.perturb")
 
 

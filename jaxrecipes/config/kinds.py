@@ -11,6 +11,7 @@ from jaxrecipes.config.arms import expand_arms
 from jaxrecipes.config.experiment import Config
 from jaxrecipes.config.llm2llm import LLM2LLM_RECIPES, Llm2llmConfig, llm2llm_arms
 from jaxrecipes.config.recipe_options import RECIPE_NAMES
+from jaxrecipes.config.rehearsal import REHEARSAL_RECIPES, RehearsalConfig, rehearsal_arms
 from jaxrecipes.config.section import ExperimentSection
 
 
@@ -63,6 +64,14 @@ KINDS = (
         llm2llm_arms,
         "jaxrecipes.experiment.llm2llm",
         frozenset({"seeds", "mesh"}),
+    ),
+    Kind(
+        "self-synthesized rehearsal",
+        REHEARSAL_RECIPES,
+        RehearsalConfig,
+        rehearsal_arms,
+        "jaxrecipes.experiment.rehearsal",
+        frozenset({"mesh"}),
     ),
 )
 ALL_RECIPES = tuple(recipe for kind in KINDS for recipe in kind.recipes)

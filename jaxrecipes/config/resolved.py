@@ -47,9 +47,9 @@ def config_hash(config: ExperimentSection) -> str:
 
     `output`, `name`, `compare` and `train.trackers` are left out, so an arm has the same hash in
     every folder and in every comparison; so are `mesh` and `model.attention`, because a run may go
-    on with other devices than it began with, and the sections of other recipes and of perturbations
-    that are not there. Defaults are filled in before hashing, so writing a default out changes
-    nothing. What else a kind of experiments leaves out is in its row of `KINDS`.
+    on with other devices than it began with, and the sections of other recipes, of perturbations
+    and of penalties that are not there. Defaults are filled in before hashing, so writing a default
+    out changes nothing. What else a kind of experiments leaves out is in its row of `KINDS`.
 
     Returns:
         sha256, 64 hexadecimal digits.
@@ -61,8 +61,9 @@ def config_hash(config: ExperimentSection) -> str:
     for name in RECIPE_SECTIONS:
         if data[name] is None:
             del data[name]
-    if data["train"]["perturb"] is None:
-        del data["train"]["perturb"]
+    for name in ("perturb", "penalty"):
+        if data["train"][name] is None:
+            del data["train"][name]
     return _hash(data)
 
 

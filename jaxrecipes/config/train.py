@@ -6,6 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
+from jaxrecipes.config.penalty import PenaltySection
 from jaxrecipes.config.perturb import PerturbSection
 from jaxrecipes.config.section import Pattern, Section
 
@@ -169,6 +170,9 @@ class TrainSection(Section):
     )
     perturb: PerturbSection | None = Field(
         default=None, description="Training on perturbed word embeddings. null: on clean ones."
+    )
+    penalty: PenaltySection | None = Field(
+        default=None, description="Holding the model near where it began. null: no penalty."
     )
     spikes: SpikesSection = Field(
         default_factory=SpikesSection, description="Skipping harmful steps."

@@ -9,6 +9,10 @@ al., arXiv 1801.10112):
     FWT = mean over j > 1 of R[j - 1, j] - R[0, j]      positive: earlier tasks helped
     forgetting = mean over j < T of (max over l < T of R[l, j]) - R[T, j]
 
+SSR (Huang et al., arXiv 2403.01244) writes a_j^(i) for R[i, j]. Its AR is ACC, its BWT the one
+above. Its FWT is another one, without the untrained model: mean over j > 1 of R[j - 1, j], the
+plain score on a task before it is learned (`zero_shot`).
+
 An entry that was not measured is NaN, and the terms that need it are left out.
 """
 
@@ -49,6 +53,11 @@ def forward_transfer(matrix: np.ndarray) -> np.ndarray:
     return _mean((before - matrix[..., 0, :])[..., 1:])
 
 
+def zero_shot(matrix: np.ndarray) -> np.ndarray:
+    """Returns what SSR calls FWT; argument and result as for `accuracy`, NaN for a single task."""
+    return _mean(np.diagonal(matrix[..., :-1, :], axis1=-2, axis2=-1)[..., 1:])
+
+
 def forgetting(matrix: np.ndarray, *, untrained: bool = True) -> np.ndarray:
     """Returns how far the tasks are below the best that the model could do before.
 
@@ -70,19 +79,21 @@ def forgetting(matrix: np.ndarray, *, untrained: bool = True) -> np.ndarray:
 
 @dataclass(frozen=True)
 class SequenceMetrics:
-    """A sequence of tasks in four numbers.
+    """A sequence of tasks in a few numbers.
 
     Attributes:
         accuracy: ACC, in the unit of the scores.
         backward_transfer: BWT; negative is forgetting, also for losses.
         forward_transfer: FWT; positive is help, also for losses.
         forgetting: Positive is loss of ability, also for losses.
+        zero_shot: SSR's FWT, in the unit of the scores.
     """
 
     accuracy: Interval
     backward_transfer: Interval
     forward_transfer: Interval
     forgetting: Interval
+    zero_shot: Interval
 
     def to_json(self) -> dict[str, dict[str, float | None]]:
         """Returns {name: {"value", "low", "high"}}; what cannot be computed is None."""
@@ -91,6 +102,7 @@ class SequenceMetrics:
             "backward_transfer": self.backward_transfer.to_json(),
             "forward_transfer": self.forward_transfer.to_json(),
             "forgetting": self.forgetting.to_json(),
+            "zero_shot": self.zero_shot.to_json(),
         }
 
 
@@ -194,7 +206,7 @@ def sequence_metrics(
         seed: Seed of the resampling.
 
     Returns:
-        The four numbers; intervals by document (all models see the same resample) where scores by
+        The numbers; intervals by document (all models see the same resample) where scores by
         document are given.
 
     Raises:
@@ -224,6 +236,7 @@ def sequence_metrics(
         backward_transfer=interval(backward_transfer, sign),
         forward_transfer=interval(forward_transfer, sign),
         forgetting=interval(lambda matrix: forgetting(matrix, untrained=untrained), sign),
+        zero_shot=interval(zero_shot, 1.0),
     )
 
 

@@ -16,6 +16,7 @@ from jaxrecipes.checkpoint.training_state import TrainingStates
 from jaxrecipes.config import Config
 from jaxrecipes.data.pipeline import batches
 from jaxrecipes.durable import hash_values
+from jaxrecipes.experiment.anchor import build_anchor, locate_earlier
 from jaxrecipes.experiment.data_sets import TrainingSets
 from jaxrecipes.experiment.devices import Devices, model_shardings
 from jaxrecipes.experiment.header import print_arm
@@ -39,6 +40,7 @@ from jaxrecipes.sharding.batches import local_rows, place_batch
 from jaxrecipes.sharding.host import to_host
 from jaxrecipes.train.loop import LoopSettings, raise_stopped, run_steps
 from jaxrecipes.train.metrics import MetricsFile, open_trackers, read_records
+from jaxrecipes.train.penalty import with_anchor
 from jaxrecipes.train.progress import training_progress
 from jaxrecipes.train.signals import stop_requests
 from jaxrecipes.train.state import TrainState
@@ -105,6 +107,7 @@ def train_arm(
     mesh = devices.execution.mesh
     shapes = Imported(model, abstract_params(model), base_folder, {})
     teacher_folder = locate_teacher(config, model)
+    locate_earlier(config)
     program = build_program(config, shapes, steps, devices.execution)
     compiled = compile_step(config, program)
     summary = summarise(name, config, program, compiled, devices)
@@ -115,8 +118,22 @@ def train_arm(
     # Before the weights are read: the state of a resumed run exists once, not beside a first one.
     restored = states.restore(program.state, expected=identity)
     base = import_checkpoint(base_folder, shardings=model_shardings(model, mesh))
-    trainable, frozen = build_weights(config, program, base, with_trainable=restored is None)
+    # A penalty is around the leaves before the first step, also in a run that goes on.
+    wanted = restored is None or program.penalty is not None
+    trainable, frozen = build_weights(config, program, base, with_trainable=wanted)
     del base
+    anchor = build_anchor(
+        name,
+        config,
+        program,
+        trainable,
+        frozen,
+        data.penalty.get(name, ()),
+        folder,
+        identity,
+        hosts,
+        console,
+    )
     start = 0
     if restored is None:
         teacher = None
@@ -143,9 +160,9 @@ def train_arm(
         last_step=-1 if restored is None else start,
         writes=hosts.is_first and measure is not None,
     )
-    wanted = config.train.trackers.model_dump() if hosts.is_first else {}
+    chosen = config.train.trackers.model_dump() if hosts.is_first else {}
     trackers = open_trackers(
-        [key for key, is_wanted in wanted.items() if is_wanted],
+        [key for key, is_chosen in chosen.items() if is_chosen],
         folder / "tensorboard",
         f"{name}-{hash_values(identity)[:8]}",
     )
@@ -207,7 +224,7 @@ def train_arm(
         state = run_steps(
             compiled.step,
             state,
-            frozen,
+            with_anchor(frozen, anchor),
             placed,
             settings,
             record=record_step,

@@ -27,6 +27,7 @@ from jaxrecipes.evaluate.rows import EvaluationRows, join_rows, pack_scored, row
 from jaxrecipes.experiment.base_model import BaseModel
 from jaxrecipes.experiment.devices import local_execution, model_shardings
 from jaxrecipes.experiment.ordered_data import Ordering
+from jaxrecipes.experiment.penalty import make_penalty
 from jaxrecipes.experiment.rewritten_data import Rewriting
 from jaxrecipes.experiment.sources import smaller, source_spec, supervision
 from jaxrecipes.generate.answers import write_answers
@@ -41,9 +42,12 @@ class TrainingSets:
     Attributes:
         train: Arm -> prepared sets to learn from, with their weights in the mixture. Arms differ
             only where a recipe orders documents or rewrites answers.
+        penalty: Arm -> prepared sets that its penalty's Fisher information is computed on; only
+            arms that have one.
     """
 
     train: Mapping[str, list[tuple[PreparedSet, float]]]
+    penalty: Mapping[str, list[PreparedSet]]
 
     @property
     def train_rows(self) -> int:
@@ -52,7 +56,8 @@ class TrainingSets:
 
     def fingerprint(self, arm: str) -> list[str]:
         """Returns the keys of all sets that an arm reads, for its identity."""
-        return [prepared.manifest["key"] for prepared, _ in self.train[arm]]
+        trained = [prepared for prepared, _ in self.train[arm]]
+        return [prepared.manifest["key"] for prepared in (*trained, *self.penalty.get(arm, ()))]
 
 
 @dataclass(frozen=True)
@@ -167,7 +172,39 @@ def prepare_data(
             context = ordering.held_out_pairs(held, share)
             keys.append(context.fingerprint())
     learn = join_rows([_rows(prepared) for prepared in held_out])
-    return DataSets(train, learn, keep, context, keys, orders, rewrites)
+    penalty = {
+        arm.name: penalty_sets(arm.config, output / "data" / "penalty" / arm.name, plain)
+        for arm in arms
+    }
+    return DataSets(train, penalty, learn, keep, context, keys, orders, rewrites)
+
+
+def penalty_sets(
+    config: Config, folder: Path, plain: Callable[..., PreparedSet]
+) -> list[PreparedSet]:
+    """Prepares the rows that an arm's Fisher information is computed on, if it has any.
+
+    Args:
+        config: The arm's config.
+        folder: Where the sets are.
+        plain: `prepare` with the tokenizer and the length of rows.
+
+    Returns:
+        The sets, one a source; empty where the arm has no such penalty.
+    """
+    section = config.train.penalty
+    if section is None or make_penalty(section) is None:
+        return []
+    return [
+        plain(
+            folder / str(number),
+            source_spec(source),
+            overlong=config.data.overlong,
+            limit_documents=source.limit_documents,
+            supervision=supervision(source, config.data.supervise),
+        )
+        for number, source in enumerate(section.sources or ())
+    ]
 
 
 def _rows(prepared: PreparedSet) -> EvaluationRows:

@@ -47,6 +47,8 @@ def print_arm(summary: Mapping[str, Any], console: Console) -> None:
     )
     if summary["perturbation"] is not None:
         console.print(_perturbation_line(summary["perturbation"]), highlight=False)
+    if summary["penalty"] is not None:
+        console.print(_penalty_line(summary["penalty"]), highlight=False)
     if summary["whole_leaves"]:
         console.print(
             "whole on every device, because the mesh does not divide their sizes: "
@@ -93,3 +95,9 @@ def _perturbation_line(perturbation: Mapping[str, Any]) -> str:
         f"word embeddings are perturbed: {perturbation['method']} ({', '.join(options)}){when}"
         f"{beside.get(teacher, f'; teacher: {teacher}')}"
     )
+
+
+def _penalty_line(penalty: Mapping[str, Any]) -> str:
+    what = {"l2": "L2 to the start", "ewc": "elastic weights", "kl": "KL to the base"}
+    options = [f"{name} {value}" for name, value in penalty.items() if value is not None]
+    return f"beside the loss: {what[penalty['kind']]} ({', '.join(options[1:])})"

@@ -16,10 +16,11 @@ from jaxrecipes.checkpoint.huggingface import Imported
 from jaxrecipes.config import Config
 from jaxrecipes.config.train import OptimizerSection
 from jaxrecipes.errors import ConfigError, DeviceMemoryError
+from jaxrecipes.experiment.penalty import check_penalty, make_penalty
 from jaxrecipes.experiment.perturbation import make_perturbation
 from jaxrecipes.models.config import ModelConfig
 from jaxrecipes.models.execution import Execution
-from jaxrecipes.models.stacking import Layout
+from jaxrecipes.models.stacking import Layout, RematPolicy
 from jaxrecipes.params.layout import plan_layout, to_runtime
 from jaxrecipes.params.lora import keeps_dtype
 from jaxrecipes.params.partition import partition
@@ -40,6 +41,7 @@ from jaxrecipes.train.optimizer import (
     learning_rate_schedule,
     make_optimizer,
 )
+from jaxrecipes.train.penalty import Penalty, with_anchor
 from jaxrecipes.train.perturb.schedule import Perturbation
 from jaxrecipes.train.state import TrainState, create_state
 from jaxrecipes.train.step import StepFunction, make_train_step
@@ -66,6 +68,7 @@ class ArmProgram:
         total_steps: Length of the run.
         keeps_function: The model computes the base function before training.
         perturbation: What the step does to word embeddings.
+        penalty: What the step adds to the loss; None for nothing.
     """
 
     config: ModelConfig
@@ -80,6 +83,17 @@ class ArmProgram:
     total_steps: int
     keeps_function: bool
     perturbation: Perturbation
+    penalty: Penalty | None
+
+    @property
+    def anchor(self) -> dict[str, Tree]:
+        """Shapes of the penalty's anchor, see `train.penalty`; empty where there is none."""
+        return {} if self.penalty is None else dict.fromkeys(self.penalty.trees, self.trainable)
+
+    @property
+    def held(self) -> Tree:
+        """Shapes of the frozen argument of the step: the frozen leaves and the anchor."""
+        return with_anchor(self.frozen, self.anchor)
 
     def trains(self, path: str) -> bool:
         """Whether a canonical leaf trains; one that is stored in another form does not."""
@@ -181,8 +195,9 @@ def build_program(config: Config, base: Imported, steps: int, execution: Executi
         rates={path: rates[path] for path in trains if trains[path]},
     )
     perturbation = make_perturbation(config.train.perturb, steps)
+    penalty = make_penalty(config.train.penalty)
+    check_penalty(penalty, config.recipe, surgery)
     rows = config.train.micro_batch_size or config.train.batch_size
-    names = tuple(config.train.remat_names)
     step = make_train_step(
         surgery.config,
         optimizer,
@@ -190,11 +205,12 @@ def build_program(config: Config, base: Imported, steps: int, execution: Executi
         layout=layout,
         micro_batches=config.train.batch_size // rows,
         compute_dtype=compute_dtype,
-        remat=names if config.train.remat == "names" else config.train.remat,
+        remat=remat_policy(config),
         loss_chunk=config.train.loss_chunk,
         spike_sigma=config.train.spikes.sigma,
         execution=execution,
         perturbation=perturbation,
+        penalty=penalty,
         dropout=config.lora is not None and config.lora.dropout > 0,
         key=jax.random.key(config.seed),
     )
@@ -223,7 +239,13 @@ def build_program(config: Config, base: Imported, steps: int, execution: Executi
         steps,
         surgery.keeps_function,
         perturbation,
+        penalty,
     )
+
+
+def remat_policy(config: Config) -> RematPolicy:
+    """Returns what the backward pass computes again."""
+    return tuple(config.train.remat_names) if config.train.remat == "names" else config.train.remat
 
 
 def _trains(value: Any) -> bool:
@@ -369,7 +391,7 @@ def lower_step(config: Config, program: ArmProgram) -> jax.stages.Lowered:
         state_places = jax.tree.map(lambda leaf: leaf.sharding, program.state)
         results = (state_places, NamedSharding(mesh, PartitionSpec()))
     step = jax.jit(program.step, donate_argnums=0, out_shardings=results)
-    return step.lower(program.state, program.frozen, batch)
+    return step.lower(program.state, program.held, batch)
 
 
 def compile_step(config: Config, program: ArmProgram) -> CompiledStep:
@@ -387,7 +409,7 @@ def compile_step(config: Config, program: ArmProgram) -> CompiledStep:
     """
     began = time.monotonic()
     batch = abstract_batch(config)
-    flops = count_flops(program.step, program.state, program.frozen, batch)
+    flops = count_flops(program.step, program.state, program.held, batch)
     try:
         compiled = lower_step(config, program).compile()
     except jax.errors.JaxRuntimeError as error:

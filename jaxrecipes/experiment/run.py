@@ -29,6 +29,7 @@ from jaxrecipes.config import (
 from jaxrecipes.durable import write_json
 from jaxrecipes.environment import describe_environment
 from jaxrecipes.errors import CheckpointError, ConfigError, JaxrecipesError
+from jaxrecipes.experiment.anchor import earlier_fingerprint, locate_earlier
 from jaxrecipes.experiment.arm import TrainedArm, train_arm
 from jaxrecipes.experiment.base_model import BaseModel, locate_base
 from jaxrecipes.experiment.data_sets import DataSets, prepare_data
@@ -197,6 +198,7 @@ def check_arms(arms: Sequence[Arm], model: ModelConfig) -> dict[str, Devices]:
             steps = arm.config.train.steps or 1_000_000
             build_program(arm.config, base, steps, devices[arm.name].execution)
             locate_teacher(arm.config, model)
+            locate_earlier(arm.config)
         except (CheckpointError, ConfigError) as error:
             raise type(error)(f"arm {arm.name}: {error}") from error
     return devices
@@ -210,8 +212,11 @@ def arm_inputs(arm: Arm, base: BaseModel, data: DataSets) -> dict[str, Any]:
         "data": data.fingerprint(arm.name),
         "code": __version__,
     }
-    teacher = teacher_fingerprint(arm.config)
-    return inputs if teacher is None else {**inputs, "teacher": teacher}
+    others = {
+        "teacher": teacher_fingerprint(arm.config),
+        "earlier": earlier_fingerprint(arm.config),
+    }
+    return inputs | {name: value for name, value in others.items() if value is not None}
 
 
 def _finish(

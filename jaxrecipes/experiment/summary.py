@@ -7,6 +7,7 @@ from typing import Any
 
 from jaxrecipes.config import Config
 from jaxrecipes.experiment.devices import Devices
+from jaxrecipes.experiment.penalty import describe_penalty
 from jaxrecipes.experiment.perturbation import describe_perturbation
 from jaxrecipes.experiment.program import ArmProgram, CompiledStep
 from jaxrecipes.params.layout import canonical_paths
@@ -61,6 +62,7 @@ def summarise(
         "what_trains": [{"leaves": group, **entry} for group, entry in groups.items()],
         "adapters": [asdict(row) for row in adapters],
         "perturbation": describe_perturbation(config, program.total_steps),
+        "penalty": describe_penalty(config),
         "steps": program.total_steps,
         "tokens": program.total_steps * rows * config.data.length,
         "compile_seconds": compiled.seconds,

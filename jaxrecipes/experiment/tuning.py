@@ -11,6 +11,7 @@ import json
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,20 +24,22 @@ from jaxrecipes.config.experiment import ModelSection
 from jaxrecipes.config.mesh import MeshSection
 from jaxrecipes.config.tuning import TuningSection
 from jaxrecipes.data.prepare import prepare
-from jaxrecipes.durable import hash_values, write_json, write_json_lines
+from jaxrecipes.durable import hash_file, hash_values, write_json, write_json_lines
 from jaxrecipes.errors import DataError
+from jaxrecipes.experiment.anchor import earlier_fingerprint
 from jaxrecipes.experiment.arm import TrainedArm, train_arm
 from jaxrecipes.experiment.base_model import BaseModel, locate_base
-from jaxrecipes.experiment.data_sets import TrainingSets
+from jaxrecipes.experiment.data_sets import TrainingSets, penalty_sets
 from jaxrecipes.experiment.devices import choose_devices
 from jaxrecipes.experiment.finish import ADAPTER, MODEL, write_model
+from jaxrecipes.experiment.penalty import make_penalty
 from jaxrecipes.experiment.sources import source_spec, supervision
 from jaxrecipes.hosts import ONE_HOST, Hosts
 from jaxrecipes.sharding.host import on_host
 from jaxrecipes.stages import run_stage, why_stale
 
 ROWS, SUMMARY = "rows.jsonl", "summary.json"
-_WORK = ("checkpoints", "data", ROWS, ".data.lock")
+_WORK = ("checkpoints", "data", "penalty", ROWS, ".data.lock")
 
 
 @dataclass(frozen=True)
@@ -108,13 +111,13 @@ def tune(
         console=console,
         chat_template=section.supervise.chat_template,
     )
-    inputs = tuning_inputs(rows, section, model, base, seed)
+    arm = Arm(name, _config(section, model, mesh, folder, seed))
+    inputs = {**tuning_inputs(rows, section, model, base, seed), **_penalty_inputs(arm.config)}
     final = folder / "final"
     key = hash_values(inputs)
     stale = hosts.say(f"{name}/stale", lambda: why_stale(final, inputs))
     if not stale:
         return _found(folder, key, reused=True)
-    arm = Arm(name, _config(section, model, mesh, folder, seed))
     data = hosts.first(f"{name}/data", lambda: _prepare(arm, rows, base, folder, console))
     devices = choose_devices(arm.config, read_model_config(base.folder))
     trained = train_arm(
@@ -156,6 +159,8 @@ def tuning_inputs(
     # Where progress is saved and shown does not shape the model; the template's text does.
     del options["train"]["trackers"], options["train"]["checkpoint"]
     options["supervise"]["chat_template"] = base.chat_template
+    for name in ("sources", "earlier") if options["train"]["penalty"] else ():
+        del options["train"]["penalty"][name]  # what is in them counts, see `_penalty_inputs`
     return {
         "code": __version__,
         "base": base.fingerprint,
@@ -164,6 +169,16 @@ def tuning_inputs(
         "compute_dtype": model.compute_dtype,
         "seed": seed,
     }
+
+
+def _penalty_inputs(config: Config) -> dict[str, Any]:
+    """Returns what determines a penalty besides its options, which name files."""
+    section = config.train.penalty
+    if section is None or make_penalty(section) is None:
+        return {}
+    files = [Path(source.source) for source in section.sources or ()]
+    hashes = [hash_file(path) if path.is_file() else str(path) for path in files]
+    return {"penalty": {"sources": hashes, "earlier": earlier_fingerprint(config)}}
 
 
 def _config(
@@ -197,17 +212,21 @@ def _prepare(
 ) -> TrainingSets:
     write_json_lines(folder / ROWS, rows)
     source = arm.config.data.learn[0]
-    prepared = prepare(
-        folder / "data",
-        source_spec(source),
-        base.tokenizer,
+    plain = partial(
+        prepare,
+        tokenizer=base.tokenizer,
         tokenizer_fingerprint=base.tokenizer_fingerprint,
         vocab_size=read_model_config(base.folder).vocab_size,
         length=arm.config.data.length,
-        supervision=supervision(source, arm.config.data.supervise),
         log=lambda line: console.print(line, style="dim", highlight=False),
     )
-    return TrainingSets({arm.name: [(prepared, 1.0)]})
+    prepared = plain(
+        folder / "data",
+        source_spec(source),
+        supervision=supervision(source, arm.config.data.supervise),
+    )
+    penalty = penalty_sets(arm.config, folder / "penalty", plain)
+    return TrainingSets({arm.name: [(prepared, 1.0)]}, {arm.name: penalty})
 
 
 def _finish(

@@ -198,7 +198,7 @@ def least_bytes(program: ArmProgram) -> int:
 
     Gradients of all leaves are alive together: their norm is known only when the last is.
     """
-    return device_bytes((program.state, program.frozen)) + device_bytes(program.trainable)
+    return device_bytes((program.state, program.held)) + device_bytes(program.trainable)
 
 
 def in_bytes(count: float) -> str:

@@ -96,6 +96,13 @@ RECIPES = (
         ("quickstart", "tiny", "gsm8k"),
     ),
     Recipe(
+        "self_synthesized_rehearsal",
+        "learn tasks one after the other, repeating what the base writes of earlier ones",
+        "SSR, arXiv 2403.01244",
+        "two or more tasks with prompts and completions",
+        ("quickstart", "tiny"),
+    ),
+    Recipe(
         "strided_freeze",
         "train old blocks where expansion would insert new ones",
         "control for LLaMA Pro (its issue 9)",

@@ -10,6 +10,8 @@ from typing import Any
 from rich.console import RenderableType
 
 from jaxrecipes.report.page import write_report
+from jaxrecipes.report.rehearsal import REHEARSAL_FILE, finished_models
+from jaxrecipes.report.rehearsal_page import render_rehearsal, write_rehearsal_report
 from jaxrecipes.report.rounds import ROUNDS_FILE, exported_students
 from jaxrecipes.report.rounds_page import render_rounds, write_rounds_report
 from jaxrecipes.report.seed_page import render_seed_results, write_seed_report
@@ -38,6 +40,7 @@ class ReportKind:
 REPORTS = (
     ReportKind(ADAPTIVE_FILE, write_seed_report, render_seed_results, exported_model),
     ReportKind(ROUNDS_FILE, write_rounds_report, render_rounds, exported_students),
+    ReportKind(REHEARSAL_FILE, write_rehearsal_report, render_rehearsal, finished_models),
     ReportKind("", write_report, render_results),
 )
 

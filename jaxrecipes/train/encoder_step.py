@@ -75,7 +75,7 @@ def make_objective_step(
         count = objective.count(batch)
         problem = objective.problem(frozen, jnp.maximum(count, 1.0))
         problem = replace(problem, examples=count_segments(batch["segment_ids"]))
-        after, metrics = update(state, problem, batch, noise_key, count)
+        after, metrics = update(state, problem, batch, noise_key, count, {})
         return after, {**metrics, "supervised": count}
 
     return step

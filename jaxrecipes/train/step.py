@@ -15,6 +15,7 @@ from jaxrecipes.models.stacking import Layout, RematPolicy
 from jaxrecipes.params.paths import Tree
 from jaxrecipes.train.dropout import dropout_seeds
 from jaxrecipes.train.loss import next_token_targets
+from jaxrecipes.train.penalty import Penalty, take_anchor
 from jaxrecipes.train.perturb.causal import causal_problem
 from jaxrecipes.train.perturb.schedule import UNPERTURBED, Perturbation
 from jaxrecipes.train.perturb.segments import count_segments
@@ -38,6 +39,7 @@ def make_train_step(
     spike_sigma: float = 6.0,
     execution: Execution = ONE_DEVICE,
     perturbation: Perturbation = UNPERTURBED,
+    penalty: Penalty | None = None,
     dropout: bool = False,
     key: jax.Array | None = None,
 ) -> StepFunction:
@@ -59,6 +61,7 @@ def make_train_step(
         spike_sigma: See `spikes.accepts`.
         execution: Devices and attention backend.
         perturbation: What is done to the word embeddings; its statistics are among the metrics.
+        penalty: What is added to the loss; its anchor is then in the frozen argument.
         dropout: Drop what adapters that have dropout say.
         key: PRNG key of the run, of which noise and dropout are a function; None for key 0.
 
@@ -71,10 +74,12 @@ def make_train_step(
         perturbation=perturbation,
         micro_batches=micro_batches,
         spike_sigma=spike_sigma,
+        penalty=penalty,
     )
     run_key = jax.random.key(0) if key is None else key
 
     def step(state: TrainState, frozen: Tree, batch: Batch) -> tuple[TrainState, Metrics]:
+        frozen, anchor = take_anchor(frozen)
         _, weights = next_token_targets(
             batch["token_ids"], batch["segment_ids"], batch["loss_mask"]
         )
@@ -94,7 +99,7 @@ def make_train_step(
             execution=execution,
         )
         noise_key = jax.random.fold_in(run_key, state.step)
-        after, metrics = update(state, problem, batch, noise_key, count)
+        after, metrics = update(state, problem, batch, noise_key, count, anchor)
         return after, {**metrics, "supervised_tokens": count}
 
     return step

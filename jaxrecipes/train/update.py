@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 
+from jaxrecipes.params.paths import Tree
+from jaxrecipes.train.penalty import Penalty
 from jaxrecipes.train.perturb.protocol import Batch, Problem, Result
 from jaxrecipes.train.perturb.schedule import Perturbation
 from jaxrecipes.train.spikes import accepts, remember
 from jaxrecipes.train.state import TrainState
 
 Metrics = dict[str, jax.Array]
-Update = Callable[[TrainState, Problem, Batch, jax.Array, jax.Array], tuple[TrainState, Metrics]]
+Update = Callable[
+    [TrainState, Problem, Batch, jax.Array, jax.Array, Mapping[str, Tree]],
+    tuple[TrainState, Metrics],
+]
 
 
 def make_update(
@@ -25,6 +30,7 @@ def make_update(
     perturbation: Perturbation,
     micro_batches: int,
     spike_sigma: float,
+    penalty: Penalty | None = None,
 ) -> Update:
     """Builds what follows in a step when the problem of its batch is known.
 
@@ -34,31 +40,43 @@ def make_update(
         perturbation: What is done to the word embeddings; its statistics are among the metrics.
         micro_batches: Parts that the rows of a batch are cut into.
         spike_sigma: See `spikes.accepts`.
+        penalty: What is added to the loss; its value is among the metrics.
 
     Returns:
-        (state, problem, batch, PRNG key of the step, count) -> (next state, metrics). The problem's
-        loss of a part is its share of the whole batch's. The count, float32 scalar, is that of
-        supervised examples or tokens; a batch without any is refused like one that the spike guard
-        refuses, since it has nothing to teach and must not decay the weights.
+        (state, problem, batch, PRNG key of the step, count, anchor of the penalty) -> (next state,
+        metrics). The problem's loss of a part is its share of the whole batch's. The count, float32
+        scalar, is that of supervised examples or tokens; a batch without any is refused like one
+        that the spike guard refuses, since it has nothing to teach and must not decay the weights.
     """
 
     def update(
-        state: TrainState, problem: Problem, batch: Batch, key: jax.Array, count: jax.Array
+        state: TrainState,
+        problem: Problem,
+        batch: Batch,
+        key: jax.Array,
+        count: jax.Array,
+        anchor: Mapping[str, Tree],
     ) -> tuple[TrainState, Metrics]:
-        def part(rows: Batch) -> Result:
-            return perturbation(problem, state.trainable, rows, key, state.step, state.teacher)
+        params = state.trainable
 
-        loss, gradient, statistics = _accumulate(part, batch, micro_batches)
+        def part(rows: Batch) -> Result:
+            result = perturbation(problem, params, rows, key, state.step, state.teacher)
+            if penalty is not None:
+                result = penalty.on_rows(result, problem, params, rows, anchor)
+            return result
+
+        result = _accumulate(part, batch, micro_batches)
+        if penalty is not None:
+            result = penalty.on_parameters(result, params, anchor)
+        loss, gradient, statistics = result
         norm = optax.tree.norm(gradient)
         accepted = accepts(state.spikes, loss, norm, spike_sigma) & (count > 0)
-        updates, optimizer_state = optimizer.update(
-            gradient, state.optimizer_state, state.trainable
-        )
+        updates, optimizer_state = optimizer.update(gradient, state.optimizer_state, params)
 
         def keep(new: Any, old: Any) -> Any:
             return jax.tree.map(lambda n, o: jnp.where(accepted, n, o), new, old)
 
-        trainable = keep(optax.apply_updates(state.trainable, updates), state.trainable)
+        trainable = keep(optax.apply_updates(params, updates), params)
         after = TrainState(
             step=state.step + 1,
             trainable=trainable,

@@ -71,6 +71,8 @@ def test_an_example_by_hand():
     assert found.accuracy.value == pytest.approx(2.0 / 3)
     assert found.backward_transfer.value == pytest.approx((-0.4 - 0.2) / 2)
     assert found.forward_transfer.value == pytest.approx((0.1 + 0.1) / 2)
+    # SSR's FWT: the score itself, before the task is learned.
+    assert found.zero_shot.value == pytest.approx((0.2 + 0.4) / 2)
     assert found.forgetting.value == pytest.approx((0.4 + 0.2) / 2)
     # What the untrained model could do counts, or does not.
     matrix[0, 0] = 1.0

@@ -133,6 +133,33 @@ CASES: list[tuple[str, Spoil, str, int]] = [
         "does nothing in bfloat16",
         USAGE,
     ),
+    (
+        "penalty-coefficient",
+        put("train.penalty", {"kind": "l2"}),
+        "train.penalty.coefficient: kind l2 needs one",
+        USAGE,
+    ),
+    (
+        "penalty-option",
+        put("train.penalty", {"kind": "kl", "coefficient": 1.0, "examples": 3}),
+        "train.penalty.examples: is read by kind ewc only",
+        USAGE,
+    ),
+    (
+        "penalty-no-rows",
+        put("train.penalty", {"kind": "ewc", "coefficient": 1.0}),
+        "train.penalty.sources: kind ewc needs rows",
+        USAGE,
+    ),
+    (
+        "penalty-not-the-base",
+        both(
+            put("block_expansion.init", "copy"),
+            put("train.penalty", {"kind": "kl", "coefficient": 1.0}),
+        ),
+        "begins as another function than the base; use l2 or ewc",
+        USAGE,
+    ),
     # The data.
     ("data-missing", learn_source("gone.jsonl"), "gone.jsonl", DATA),
     ("data-empty", learn_file("empty.jsonl", b""), "the file is empty", DATA),
