@@ -13,7 +13,7 @@ import scipy.stats
 
 from jaxrecipes.checkpoint.huggingface import import_checkpoint
 from jaxrecipes.errors import DataError
-from jaxrecipes.generate.decode import generate
+from jaxrecipes.generate.engine import generate
 from jaxrecipes.generate.sampling import Sampling
 from jaxrecipes.models.decoder import hidden_states, logits
 from tests.conftest import TINY_CONFIGS
@@ -53,7 +53,7 @@ def test_greedy_equals_transformers(family, penalty, tiny_checkpoint):
         prompts,
         max_new_tokens=16,
         sampling=Sampling(repetition_penalty=penalty),
-        batch_size=3,
+        slots=3,
     )
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     model.generation_config.eos_token_id = None
@@ -109,7 +109,7 @@ def test_a_text_does_not_depend_on_its_neighbours(temperature):
     prompts = random_prompts(config.vocab_size)
     seeds = [11, 7, 11, 3, 5]
 
-    def write(chosen: list[int], batch_size: int) -> list[list[int]]:
+    def write(chosen: list[int], slots: int) -> list[list[int]]:
         return generate(
             config,
             params,
@@ -117,7 +117,7 @@ def test_a_text_does_not_depend_on_its_neighbours(temperature):
             max_new_tokens=10,
             sampling=Sampling(temperature=temperature, top_p=0.95),
             seed=[seeds[index] for index in chosen],
-            batch_size=batch_size,
+            slots=slots,
         )
 
     together = write([0, 1, 2, 3, 4], 5)
@@ -151,7 +151,7 @@ def test_sampled_first_tokens_follow_the_model():
         [prompt] * requests,
         max_new_tokens=1,
         sampling=Sampling(temperature=1.0),
-        batch_size=500,
+        slots=500,
     )
     row = jnp.asarray([prompt])
     states = hidden_states(config, params, row, jnp.ones_like(row), jnp.arange(len(prompt))[None])
@@ -173,11 +173,12 @@ def test_progress_counts_prompts():
         config,
         params,
         random_prompts(config.vocab_size),
-        max_new_tokens=1,
-        batch_size=2,
-        on_batch=lambda done, total: seen.append((done, total)),
+        max_new_tokens=3,
+        slots=2,
+        on_progress=lambda done, tokens: seen.append((done, tokens)),
     )
-    assert seen == [(2, 5), (4, 5), (5, 5)]
+    assert seen == sorted(seen)
+    assert seen[-1] == (5, 15)
 
 
 def test_no_prompts_no_texts():
@@ -188,12 +189,12 @@ def test_no_prompts_no_texts():
 @pytest.mark.parametrize(
     ("prompts", "options", "message"),
     [
-        ([[1], []], {}, "prompt 1 has no tokens"),
-        ([[1, -1]], {}, "prompt 0 holds token ids from -1"),
+        ([[1], []], {}, "prompt 1: the prompt has no tokens"),
+        ([[1, -1]], {}, "prompt 0: .*token ids from -1"),
         ([[100_000]], {}, "100000"),
         ([[1] * 10], {"max_new_tokens": 100_000}, "beyond the model's context"),
         ([[1]], {"max_new_tokens": 0}, "max_new_tokens is 0"),
-        ([[1]], {"batch_size": 0}, "batch_size is 0"),
+        ([[1]], {"slots": 0}, "slots is 0"),
         ([[1]], {"seed": [1, 2]}, "2 seeds for 1 prompts"),
     ],
 )
