@@ -11,13 +11,13 @@ import jaxrecipes.recipes
 from jaxrecipes.cli import main
 from jaxrecipes.config import Config, adaptive_arms, expand_arms, load_config
 from jaxrecipes.config.adaptive import ADAPTIVE_RECIPES
-from jaxrecipes.config.problems import section_types
 from jaxrecipes.config.recipe_options import RECIPE_SECTIONS, RecipeName
 from jaxrecipes.config.section import Section
 from jaxrecipes.experiment.base_model import peek_model_config
 from jaxrecipes.experiment.run import check_arms
 from jaxrecipes.recipes import RECIPES
 from jaxrecipes.shipped_configs import shipped_config, shipped_folder
+from tests.config.schema_keys import schema_keys
 
 FOLDER = Path(__file__).parent.parent / "configs"
 FILES = sorted(FOLDER.rglob("*.yaml"))
@@ -61,16 +61,6 @@ def test_every_recipe_has_its_own_file_and_page_and_a_tiny_config():
         assert re.search(
             r"^\s+checkpoint: random:", shipped_config(recipe.name, "tiny").read_text(), re.M
         )
-
-
-def fields(section: type[Section] = Config) -> set[tuple[str, str]]:
-    """All (section class, key) of the schema."""
-    found = set()
-    for name, field in section.model_fields.items():
-        found.add((section.__name__, name))
-        for inner in section_types(field.annotation):
-            found |= fields(inner)
-    return found
 
 
 @pytest.mark.long
@@ -120,6 +110,7 @@ def test_a_run_reads_every_key_of_the_schema(tmp_path, monkeypatch):
     assert main(["run", ordered, *short, f"output={tmp_path / 'ordered'}"]) == 0
     # The version is checked by the schema; arms are read by expand_arms, which makes whole configs.
     by_schema = {("Config", "version"), ("Config", "name"), ("Config", "compare")}
-    by_schema |= {key for key in fields() if key[0] in ("ArmSection", "ArmTrainSection")}
+    keys = schema_keys(Config)
+    by_schema |= {key for key in keys if key[0] in ("ArmSection", "ArmTrainSection")}
     by_schema |= {("OwnAnswers", "kind"), ("KeepDocuments", "kind")}
-    assert fields() - by_schema - reads == set()
+    assert keys - by_schema - reads == set()
