@@ -77,7 +77,9 @@ def read_ending(options: dict[str, Any], *, max_length: int) -> Ending:
     if not sampled:
         return Ending(until, limit, Sampling(repetition_penalty=penalty))
     given = {name: value for name, value in drawing.items() if value is not None}
-    return Ending(until, limit, Sampling(**{"temperature": 1.0, "repetition_penalty": penalty, **given}))
+    return Ending(
+        until, limit, Sampling(**{"temperature": 1.0, "repetition_penalty": penalty, **given})
+    )
 
 
 def continue_texts(

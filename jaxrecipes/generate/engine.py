@@ -22,7 +22,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
 from jaxrecipes.errors import DataError
-from jaxrecipes.generate.cache import Caches, empty_caches, insert, rearrange
+from jaxrecipes.generate.cache import empty_caches, insert, rearrange
 from jaxrecipes.generate.queue import Waiting, waiting_line
 from jaxrecipes.generate.reader import Read, Reader
 from jaxrecipes.generate.sampling import GREEDY, Sampling, SamplingRows, sampling_rows

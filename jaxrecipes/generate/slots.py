@@ -226,9 +226,7 @@ def write_tokens(
         )
         logits = output_logits(config, params, final_norm(config, params, states)[:, 0])
         places = slots.written + step
-        chosen = choose(
-            logits, slots.sampling, jax.vmap(jax.random.fold_in)(keys, places), seen
-        )
+        chosen = choose(logits, slots.sampling, jax.vmap(jax.random.fold_in)(keys, places), seen)
         if seen is not None:
             seen = seen.at[rows, chosen].set(True)
         logprobs = jax.lax.cond(

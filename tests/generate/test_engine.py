@@ -10,17 +10,36 @@ import numpy as np
 import pytest
 import scipy.special
 import scipy.stats
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from jaxrecipes.checkpoint.huggingface import import_checkpoint
+from jaxrecipes.checkpoint.peft_names import decoder_modules
 from jaxrecipes.errors import DataError
-from jaxrecipes.generate.engine import generate
+from jaxrecipes.generate import reader
+from jaxrecipes.generate.engine import Engine, generate
 from jaxrecipes.generate.sampling import Sampling
+from jaxrecipes.generate.tokens import TokenPrompt, Written
 from jaxrecipes.models.decoder import hidden_states, logits
+from jaxrecipes.params.expansion import expand_blocks
+from jaxrecipes.params.lora import build_adapters
+from jaxrecipes.params.lora_options import AdapterOptions
+from jaxrecipes.params.lora_targets import select_modules
+from jaxrecipes.params.partition import combine
 from tests.conftest import TINY_CONFIGS
+from tests.devices import run_on_devices
+from tests.params.test_lora import moved
 from tests.tiny import tiny_config, tiny_params
 
 # From one token to more than the padded length of 16, and longer than every tiny window.
-LENGTHS = (1, 19, 5, 12, 30)
+LENGTHS = (1, 20, 5, 12, 24)
+# Those with most features; the others are `long`.
+FAMILIES = [
+    family
+    if family in ("llama", "gemma2", "qwen3")
+    else pytest.param(family, marks=pytest.mark.long)
+    for family in sorted(TINY_CONFIGS)
+]
 
 
 def random_prompts(vocabulary: int, lengths=LENGTHS, seed: int = 0) -> list[list[int]]:
@@ -38,26 +57,38 @@ def tiny_model():
     return config, params
 
 
-@pytest.mark.parametrize("penalty", [1.0, 1.6])
-@pytest.mark.parametrize("family", sorted(TINY_CONFIGS))
-def test_greedy_equals_transformers(family, penalty, tiny_checkpoint):
+def write(config, params, prompts, **options) -> list[Written]:
+    written: dict[int, Written] = {}
+
+    def keep(index: int, one: Written) -> None:
+        assert index not in written
+        written[index] = one
+
+    Engine(config, params, **options).write(prompts, keep)
+    return [written[index] for index in range(len(prompts))]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_greedy_equals_transformers(family, tiny_checkpoint):
     torch = pytest.importorskip("torch")
     from transformers import AutoModelForCausalLM
 
     folder = tiny_checkpoint(family)
     imported = import_checkpoint(folder)
     prompts = random_prompts(256)
-    ours = generate(
+    penalties = [1.0, 1.6, 1.0, 0.8, 1.0]
+    written = write(
         imported.config,
         imported.params,
-        prompts,
-        max_new_tokens=16,
-        sampling=Sampling(repetition_penalty=penalty),
+        [
+            TokenPrompt(tuple(prompt), 16, Sampling(repetition_penalty=penalty))
+            for prompt, penalty in zip(prompts, penalties, strict=True)
+        ],
         slots=3,
     )
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     model.generation_config.eos_token_id = None
-    for prompt, continuation in zip(prompts, ours, strict=True):
+    for prompt, penalty, ours in zip(prompts, penalties, written, strict=True):
         theirs = model.generate(
             torch.tensor([prompt]),
             max_new_tokens=16,
@@ -65,29 +96,110 @@ def test_greedy_equals_transformers(family, penalty, tiny_checkpoint):
             pad_token_id=258,
             repetition_penalty=penalty,
         )
-        assert continuation == theirs[0, len(prompt) :].tolist()
+        assert list(ours.token_ids) == theirs[0, len(prompt) :].tolist()
     # Not one token repeated: the comparison would say little.
-    assert len({token for continuation in ours for token in continuation}) > 5
+    assert len({token for ours in written for token in ours.token_ids}) > 5
 
 
-def test_greedy_equals_decoding_without_a_cache():
-    config, params = tiny_model()
-    prompts = random_prompts(config.vocab_size)
-    ours = generate(config, params, prompts, max_new_tokens=6)
+def assert_most_likely(config, params, prompts, written):
+    """Compares with what the whole text gives, computed at once and without a cache."""
 
     @jax.jit
-    def most_likely(token_ids):
+    def log_probabilities(token_ids):
         segment_ids = jnp.ones_like(token_ids)
         positions = jnp.arange(token_ids.shape[1])[None]
         states = hidden_states(config, params, token_ids, segment_ids, positions)
-        return logits(config, params, states).argmax(-1)
+        return jax.nn.log_softmax(logits(config, params, states))[0]
 
-    for prompt, continuation in zip(prompts, ours, strict=True):
-        whole = prompt + continuation
-        row = np.zeros((1, 36), np.int32)  # what follows is not seen: one shape for all
+    for prompt, one in zip(prompts, written, strict=True):
+        whole = [*prompt, *one.token_ids]
+        row = np.zeros((1, config.max_position_embeddings), np.int32)  # one shape for all
         row[0, : len(whole)] = whole
-        chosen = np.asarray(most_likely(row))[0, len(prompt) - 1 : len(whole) - 1]
-        assert continuation == chosen.tolist()
+        expected = np.asarray(log_probabilities(row))
+        ends = expected[len(prompt) - 1 : len(whole) - 1]
+        assert list(one.token_ids) == ends.argmax(-1).tolist()
+        taken = np.take_along_axis(expected[:-1], row[0, 1:, None], axis=1)[: len(whole) - 1, 0]
+        if one.logprobs is not None:
+            np.testing.assert_allclose(one.logprobs, taken[len(prompt) - 1 :], atol=2e-5)
+        if one.prompt_logprobs is not None:
+            np.testing.assert_allclose(one.prompt_logprobs, taken[: len(prompt) - 1], atol=2e-5)
+
+
+def test_short_and_long_answers_share_slots_and_each_is_as_if_alone():
+    """The ring grows, slots are refilled, and at the end there are fewer of them."""
+    config, params = tiny_model()
+    prompts = random_prompts(config.vocab_size, lengths=(3, 9, 17, 1, 12, 5, 8))
+    limits = [2, 100, 5, 3, 1, 40, 4]
+    asked = [
+        TokenPrompt(tuple(prompt), limit, logprobs=limit > 2, prompt_logprobs=limit > 4)
+        for prompt, limit in zip(prompts, limits, strict=True)
+    ]
+    written = write(config, params, asked, slots=4)
+    assert [len(one.token_ids) for one in written] == limits
+    assert {one.finish for one in written} == {"length"}
+    assert [one.logprobs is None for one in written] == [limit <= 2 for limit in limits]
+    assert [one.prompt_logprobs is None for one in written] == [limit <= 4 for limit in limits]
+    assert_most_likely(config, params, prompts, written)
+
+
+@pytest.mark.parametrize("kind", ["lora", "dora", "expanded"])
+def test_changed_models_write_what_they_compute(kind):
+    config, params = tiny_model()
+    if kind == "expanded":
+        expanded = expand_blocks(config, params, new_blocks=1)
+        generator = np.random.default_rng(0)  # away from the identity
+        config, params = (
+            expanded.config,
+            jax.tree.map(
+                lambda leaf: leaf + 0.05 * generator.standard_normal(leaf.shape, np.float32),
+                expanded.params,
+            ),
+        )
+    else:
+        options = AdapterOptions(rank=4, use_dora=kind == "dora")
+        adapted = build_adapters(
+            params, options, select_modules(options, decoder_modules(config)), jax.random.key(0)
+        )
+        params = combine(moved(adapted.adapters), adapted.base)
+    prompts = random_prompts(config.vocab_size, lengths=(4, 12))
+    asked = [TokenPrompt(tuple(prompt), 8, logprobs=True) for prompt in prompts]
+    assert_most_likely(config, params, prompts, write(config, params, asked, slots=2))
+
+
+def test_shared_beginnings_are_read_once(monkeypatch):
+    config, params = tiny_model()
+    read = []
+    original = reader.read_prompts
+
+    def spy(params, prefix, token_ids, next_ids, **options):
+        read.append(token_ids.shape)
+        return original(params, prefix, token_ids, next_ids, **options)
+
+    monkeypatch.setattr(reader, "read_prompts", spy)
+    (beginning,) = random_prompts(config.vocab_size, lengths=(70,))
+    ends = random_prompts(config.vocab_size, lengths=(6,) * 5, seed=1)
+    prompts = [beginning + end for end in ends]
+    written = write(config, params, [TokenPrompt(tuple(prompt), 4) for prompt in prompts], slots=2)
+    assert_most_likely(config, params, prompts, written)
+    assert read == [(1, 64), *[(1, 16)] * 5]
+    # Five samples of one prompt: it is read once, and each has its own seed.
+    read.clear()
+    drawn = Sampling(temperature=2.0)
+    same = [TokenPrompt(tuple(beginning), 4, drawn, seed=seed) for seed in range(5)]
+    written = write(config, params, same, slots=2)
+    assert read == [(1, 96)]
+    assert len({one.token_ids for one in written}) == 5
+
+
+def test_long_prompts_are_read_in_pieces(monkeypatch):
+    config, params = tiny_model()
+    prompts = random_prompts(config.vocab_size, lengths=(75, 33))
+    asked = [
+        TokenPrompt(tuple(prompt), 4, prompt_logprobs=number == 0)
+        for number, prompt in enumerate(prompts)
+    ]
+    monkeypatch.setattr(reader, "_PIECE", 32)
+    assert_most_likely(config, params, prompts, write(config, params, asked, slots=2))
 
 
 def test_a_continuation_ends_with_the_first_end_token():
@@ -102,27 +214,54 @@ def test_a_continuation_ends_with_the_first_end_token():
     assert len(stopped[1]) <= 3
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("temperature", [0.0, 1.0])
-def test_a_text_does_not_depend_on_its_neighbours(temperature):
-    config, params = tiny_model()
-    prompts = random_prompts(config.vocab_size)
-    seeds = [11, 7, 11, 3, 5]
+POOL = [
+    TokenPrompt((5, 9, 2, 40), 9, Sampling(temperature=1.0), seed=3, logprobs=True),
+    TokenPrompt((5, 9, 2, 40), 9, Sampling(temperature=1.0), seed=4),
+    TokenPrompt((7,), 20, Sampling(temperature=1.3, top_k=7), seed=-1),
+    TokenPrompt((1, 2, 3, 4, 5, 6, 7, 8), 1),
+    TokenPrompt((11, 3), 14, stop=("17", "3 4"), stop_ids=(2,)),
+    TokenPrompt((30, 31, 8), 30, Sampling(temperature=0.8, top_p=0.9), seed=2**40),
+    TokenPrompt((50, 2, 2, 2, 9), 12, Sampling(temperature=1.5, min_p=0.1), stop=("1",)),
+]
 
-    def write(chosen: list[int], slots: int) -> list[list[int]]:
-        return generate(
-            config,
-            params,
-            [prompts[index] for index in chosen],
-            max_new_tokens=10,
-            sampling=Sampling(temperature=temperature, top_p=0.95),
-            seed=[seeds[index] for index in chosen],
-            slots=slots,
+
+def numbers(token_ids):
+    return " ".join(map(str, token_ids))
+
+
+@cache
+def alone(index: int):
+    return write(*tiny_model(), [POOL[index]], slots=1, decode=numbers)[0]
+
+
+@settings(deadline=None, max_examples=15)
+@given(
+    chosen=st.lists(st.integers(0, len(POOL) - 1), min_size=1, max_size=9),
+    slots=st.sampled_from([1, 3, 8]),
+)
+def test_a_text_does_not_depend_on_its_neighbours_nor_on_slots(chosen, slots):
+    together = write(*tiny_model(), [POOL[index] for index in chosen], slots=slots, decode=numbers)
+    for index, one in zip(chosen, together, strict=True):
+        expected = alone(index)
+        assert (one.token_ids, one.text, one.finish) == (
+            expected.token_ids,
+            expected.text,
+            expected.finish,
         )
+        if expected.logprobs is not None:
+            np.testing.assert_allclose(one.logprobs, expected.logprobs, atol=1e-5)
 
-    together = write([0, 1, 2, 3, 4], 5)
-    assert write([0, 1, 2, 3, 4], 2) == together
-    assert write([4, 2, 0], 2) == [together[4], together[2], together[0]]
+
+def test_the_seed_of_a_text_is_all_of_it():
+    seeds = [0, 1, 2**32, 2**32 + 1]
+    asked = [TokenPrompt((5, 9), 12, Sampling(temperature=2.0), seed=seed) for seed in seeds]
+    assert len({one.token_ids for one in write(*tiny_model(), asked)}) == 4
+
+
+@pytest.mark.long
+def test_a_mesh_writes_what_one_device_writes():
+    one, mesh = run_on_devices("tests.generate.mesh", devices=4)
+    assert one == mesh
 
 
 def test_the_seed_decides_and_each_prompt_has_its_own():
