@@ -4,14 +4,14 @@
     python benchmarks/generate.py --device gpu --batch 256     (bfloat16, its static cache, too)
 
 Prompts are random tokens of 16 to 256 (log-uniform), answers end after a number of tokens that is
-drawn beforehand: geometric, 64 on average, at most 256. Both sides write the same number of tokens
+drawn beforehand: geometric, 32 on average, at most 128. Both sides write the same number of tokens
 for the same prompts, greedily. `transformers` sorts the prompts by length, takes as many as the
 batch has rows, pads them on the left, and goes on until the last of them has ended; ours has as
 many slots. Tokens of answers are counted, not what is computed beyond them.
 
-Each side is a process of its own that first does the whole work once, to compile and to warm up.
-Then they take turns, one of them waiting; the table says the median of the rounds. `--quiet-file`
-is created before the rounds and removed after them.
+Each side is a process of its own that first warms up: ours does the whole work once, to compile,
+theirs a part. Then they take turns, one of them waiting; the table has medians of the rounds, by
+the clock and by the CPU seconds of all cores. `--quiet-file` exists while this runs.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from typing import Any
 import numpy as np
 
 VOCABULARY = 49_152
-LONGEST = 256
+AVERAGE, LONGEST = 32, 128  # tokens of an answer
 # Requests for each batch size: several batches where that is affordable.
 REQUESTS = {1: 4, 16: 64, 64: 128, 256: 1024}
 
@@ -41,7 +41,7 @@ def work(batch: int) -> tuple[list[list[int]], list[int]]:
     generator = np.random.default_rng(batch)
     requests = REQUESTS.get(batch, 2 * batch)
     lengths = np.exp(generator.uniform(np.log(16), np.log(256), requests)).astype(int)
-    answers = np.minimum(generator.geometric(1 / 64, requests), LONGEST)
+    answers = np.minimum(generator.geometric(1 / AVERAGE, requests), LONGEST)
     prompts = [generator.integers(0, VOCABULARY, length).tolist() for length in lengths]
     return prompts, answers.tolist()
 
@@ -61,7 +61,7 @@ def settings() -> dict[str, Any]:
     }
 
 
-def torch_side(batch: int, device: str, static: bool) -> Callable[[], None]:
+def torch_side(batch: int, device: str, static: bool) -> Callable[..., None]:
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM, StoppingCriteria, StoppingCriteriaList
 
@@ -82,7 +82,7 @@ def torch_side(batch: int, device: str, static: bool) -> Callable[[], None]:
         def __call__(self, input_ids: Any, scores: Any, **_: Any) -> Any:
             return input_ids.shape[1] >= self.ends
 
-    def run() -> None:
+    def run(most: int = LONGEST) -> None:
         for start in range(0, len(order), batch):
             chosen = order[start : start + batch]
             length = max(len(prompts[index]) for index in chosen)
@@ -91,7 +91,7 @@ def torch_side(batch: int, device: str, static: bool) -> Callable[[], None]:
             for row, index in enumerate(chosen):
                 token_ids[row, length - len(prompts[index]) :] = torch.tensor(prompts[index])
                 mask[row, length - len(prompts[index]) :] = 1
-            ends = [answers[index] for index in chosen]
+            ends = [min(answers[index], most) for index in chosen]
             with torch.inference_mode():
                 model.generate(
                     token_ids.to(model.device),
@@ -106,7 +106,7 @@ def torch_side(batch: int, device: str, static: bool) -> Callable[[], None]:
     return run
 
 
-def our_side(batch: int, device: str) -> Callable[[], None]:
+def our_side(batch: int, device: str) -> Callable[..., None]:
     import jax
     import jax.numpy as jnp
 
@@ -135,13 +135,16 @@ def our_side(batch: int, device: str) -> Callable[[], None]:
 def serve(side: str, batch: int, device: str) -> None:
     """Warms up, says so, and then does the work once for each line of the input."""
     run = our_side(batch, device) if side == "ours" else torch_side(batch, device, side == "static")
-    for _ in range(2 if side == "static" else 1):
-        run()
+    if side == "theirs":
+        run(3)
+    else:
+        run()  # both compile
     print("ready", flush=True)
     for _ in sys.stdin:
-        began = time.perf_counter()
+        began = time.perf_counter(), time.process_time()
         run()
-        print(json.dumps(time.perf_counter() - began), flush=True)
+        print(json.dumps([time.perf_counter() - began[0], time.process_time() - began[1]]))
+        sys.stdout.flush()
 
 
 @contextmanager
@@ -155,33 +158,29 @@ def quiet(path: Path | None) -> Iterator[None]:
             path.unlink(missing_ok=True)
 
 
-def measure(sides: list[str], batches: list[int], device: str, rounds: int, path: Path | None):
-    """Yields for each batch the seconds of each side in each round."""
-    processes: dict[tuple[str, int], Any] = {}
-    for batch in batches:
-        for side in sides:
-            command = [sys.executable, __file__, "--side", side, "--device", device]
-            processes[side, batch] = subprocess.Popen(
-                [*command, "--batch", str(batch)],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                text=True,
-            )
-            # One after the other: they would disturb each other's compilation and memory.
-            assert processes[side, batch].stdout.readline().strip() == "ready"
-            print(f"batch {batch}: {side} is warm", file=sys.stderr)
-    seconds: dict[tuple[str, int], list[float]] = {key: [] for key in processes}
-    with quiet(path):
-        for _ in range(rounds):
-            for key, process in processes.items():
-                process.stdin.write("go\n")
-                process.stdin.flush()
-                seconds[key].append(json.loads(process.stdout.readline()))
+def measure(sides: list[str], batch: int, device: str, rounds: int) -> dict[str, Any]:
+    """Returns for each side (seconds, CPU seconds) of each round."""
+    processes: dict[str, Any] = {}
+    for side in sides:
+        command = [sys.executable, __file__, "--side", side, "--device", device]
+        processes[side] = subprocess.Popen(
+            [*command, "--batch", str(batch)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        # One after the other: they would disturb each other's compilation and memory.
+        assert processes[side].stdout.readline().strip() == "ready"
+    found: dict[str, Any] = {side: [] for side in sides}
+    for _ in range(rounds):
+        for side, process in processes.items():
+            process.stdin.write("go\n")
+            process.stdin.flush()
+            found[side].append(json.loads(process.stdout.readline()))
     for process in processes.values():
         process.stdin.close()
         process.wait()
-    for batch in batches:
-        yield batch, {side: seconds[side, batch] for side in sides}
+    return found
 
 
 def main() -> None:
@@ -198,19 +197,27 @@ def main() -> None:
     if importlib.util.find_spec("torch") is None:
         sys.exit("PyTorch is not installed, which is what this compares with")
     sides = ["ours", "theirs"] + (["static"] if chosen.device == "gpu" else [])
-    print("| batch | requests | tokens written | ours tokens/s | transformers tokens/s | ratio |")
-    print("|---|---|---|---|---|---|")
-    found = measure(sides, chosen.batch, chosen.device, chosen.rounds, chosen.quiet_file)
-    for batch, seconds in found:
-        _, answers = work(batch)
-        speeds = {side: sum(answers) / statistics.median(times) for side, times in seconds.items()}
-        for side in sides[1:]:
-            label = "" if side == "theirs" else " (static cache)"
-            print(
-                f"| {batch} | {len(answers)} | {sum(answers):,} | {speeds['ours']:.1f} "
-                f"| {speeds[side]:.1f}{label} | {speeds['ours'] / speeds[side]:.2f} |"
+    titles = ("batch", "requests", "tokens", "ours tokens/s", "transformers tokens/s", "ratio")
+    print("|", " | ".join((*titles, "ratio by CPU seconds")), "|")
+    print("|" + "---|" * (len(titles) + 1), flush=True)
+    with quiet(chosen.quiet_file):
+        for batch in chosen.batch:
+            found = measure(sides, batch, chosen.device, chosen.rounds)
+            _, answers = work(batch)
+            clock, cpu = (
+                {side: statistics.median(one[kind] for one in found[side]) for side in sides}
+                for kind in (0, 1)
             )
-        print(json.dumps({"batch": batch, "seconds": seconds}), file=sys.stderr)
+            for side in sides[1:]:
+                label = "" if side == "theirs" else " (static cache)"
+                print(
+                    f"| {batch} | {len(answers)} | {sum(answers):,} "
+                    f"| {sum(answers) / clock['ours']:.1f} "
+                    f"| {sum(answers) / clock[side]:.1f}{label} "
+                    f"| {clock[side] / clock['ours']:.2f} | {cpu[side] / cpu['ours']:.2f} |",
+                    flush=True,
+                )
+            print(json.dumps({"batch": batch, "seconds": found}), file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":
