@@ -110,6 +110,17 @@ def preview(arguments: argparse.Namespace, overrides: list[str]) -> int | None:
 def plan(arguments: argparse.Namespace, overrides: list[str]) -> None:
     """Shows what a run would take."""
     config = _load(arguments.config, overrides)
+    # A process with the threads of JAX cannot fork; whoever calls from Python is on their own.
+    if arguments.topology is not None and "jax" not in sys.modules:
+        from jaxrecipes.supervise import supervise
+
+        supervise(
+            "the TPU compiler was aborted; what it says is above. That is a fault of libtpu and "
+            "not of the config, and it depends on shapes: try another train.micro_batch_size, "
+            "train.loss_chunk, train.remat or mesh, or another version of libtpu. What was "
+            "compiled before is kept",
+            1,
+        )
     from rich.console import Console
 
     from jaxrecipes.plan.command import plan as print_plan
