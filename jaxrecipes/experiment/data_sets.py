@@ -31,6 +31,7 @@ from jaxrecipes.experiment.rewritten_data import Rewriting
 from jaxrecipes.experiment.sources import smaller, source_spec, supervision
 from jaxrecipes.generate.answers import write_answers
 from jaxrecipes.generate.sampling import Sampling
+from jaxrecipes.generate.writing_progress import writing_progress
 from jaxrecipes.stages import run_stage
 
 
@@ -226,19 +227,18 @@ def _own_answers(
         mesh = local_execution().mesh
         places = model_shardings(read_model_config(base.folder), mesh)
         imported = import_checkpoint(base.folder, dtype=jnp.dtype(dtype), shardings=places)
-        answers = write_answers(
-            imported.config,
-            imported.params,
-            base.tokenizer,
-            prompts,
-            max_new_tokens=keep.max_new_tokens,
-            sampling=Sampling(temperature=keep.temperature),
-            seed=config.seed,
-            compute_dtype=jnp.dtype(dtype),
-            on_batch=lambda done, total: console.print(
-                f"answered {done} of {total} prompts", highlight=False
-            ),
-        )
+        with writing_progress(console, title="answers", total=len(prompts)) as on_progress:
+            answers = write_answers(
+                imported.config,
+                imported.params,
+                base.tokenizer,
+                prompts,
+                max_new_tokens=keep.max_new_tokens,
+                sampling=Sampling(temperature=keep.temperature),
+                seed=config.seed,
+                compute_dtype=jnp.dtype(dtype),
+                on_progress=on_progress,
+            )
         records = [
             {
                 "id": answer.id,
