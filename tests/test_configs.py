@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 import jaxrecipes.recipes
 from jaxrecipes.cli import main
@@ -13,8 +14,10 @@ from jaxrecipes.config import KINDS, Config, expand_arms, kind_of, load_config
 from jaxrecipes.config.kinds import ALL_RECIPES
 from jaxrecipes.config.recipe_options import RECIPE_SECTIONS, RecipeName
 from jaxrecipes.config.section import Section
-from jaxrecipes.experiment.base_model import peek_model_config
+from jaxrecipes.config.teacher import LocalTeacherSection, OpenAITeacherSection
+from jaxrecipes.experiment.base_model import locate_base, peek_model_config
 from jaxrecipes.experiment.run import check_arms
+from jaxrecipes.experiment.teachers import budget_of, make_teacher
 from jaxrecipes.recipes import RECIPES
 from jaxrecipes.shipped_configs import shipped_config, shipped_folder
 from tests.config.schema_keys import schema_keys
@@ -66,6 +69,19 @@ def test_every_recipe_has_its_own_file_and_page_and_a_tiny_config():
         )
 
 
+def make_teachers(folder: Path) -> None:
+    """Makes the teachers that a tiny run does not: those of other checkpoints, and of servers."""
+    console = Console(quiet=True)
+    base = locate_base("random:tiny-llama", None, folder, seed=0, console=console)
+    server = OpenAITeacherSection(kind="openai", base_url="http://127.0.0.1:1/v1", model="m")
+    local = LocalTeacherSection(kind="local", checkpoint="random:tiny-llama")
+    for section in (server, local):
+        budget_of(section)
+        make_teacher(
+            section, base, folder / "other", compute_dtype="float32", seed=1, console=console
+        )
+
+
 @pytest.mark.long
 def test_a_run_reads_every_key_of_the_schema(tmp_path, monkeypatch):
     """Records which keys are read by code outside of the config package while tiny runs run."""
@@ -112,6 +128,11 @@ def test_a_run_reads_every_key_of_the_schema(tmp_path, monkeypatch):
     held = f"train.penalty={{kind: ewc, coefficient: 1, examples: 1, sources: [{source}]}}"
     short = ["train.steps=1", "compare=[]", *without, "train.perturb={method: neftune}", held]
     assert main(["run", ordered, *short, f"output={tmp_path / 'ordered'}"]) == 0
+    rewriting = str(FOLDER / "sdft_rewrite" / "tiny.yaml")
+    short = ["train.steps=1", "sdft_rewrite.semantic={encoder: 'random:tiny-bert'}"]
+    arguments = ["run", rewriting, *short, *without, f"output={tmp_path / 'rewritten'}"]
+    assert main(arguments) == 0
+    make_teachers(tmp_path)
     # The version is checked by the schema; arms are read by expand_arms, which makes whole configs.
     by_schema = {("Config", "version"), ("Config", "name"), ("Config", "compare")}
     keys = schema_keys(Config)

@@ -21,6 +21,7 @@ from typing import Any, Literal
 from jaxrecipes.config.sdft_rewrite import SdftRewriteSection
 from jaxrecipes.data.examples import Completion, Conversation, Example, Labelled
 from jaxrecipes.data.split import stable_fraction
+from jaxrecipes.errors import DataError
 from jaxrecipes.evaluate.verifiers import of_length, verifier_of, without_phrases
 from jaxrecipes.generate.fence import Fence
 from jaxrecipes.generate.parse import RejectedAnswerError
@@ -142,6 +143,11 @@ def _prompt(item: Item, options: SdftRewriteSection, fence: Fence) -> tuple[Mess
         if isinstance(example, Completion):
             return example.prompt
         assert isinstance(example, Conversation)
+        if any(set(turn) != {"role", "content"} for turn in example.messages[:-1]):
+            raise DataError(
+                f"{example.where}: example {example.id!r} has turns with tool calls or reasoning, "
+                "which a teacher is not asked to go on from; leave it out, or show the reference"
+            )
         return tuple(
             Message(message["role"], message["content"]) for message in example.messages[:-1]
         )

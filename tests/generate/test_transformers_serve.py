@@ -49,7 +49,7 @@ def address(smollm2_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> I
             env={**os.environ, "HF_HUB_OFFLINE": "1"},
         )
         try:
-            deadline = time.monotonic() + 300
+            deadline = time.monotonic() + 900
             while True:
                 try:
                     urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5).close()

@@ -13,6 +13,7 @@ from jaxrecipes.data.documents import ReadReport
 from jaxrecipes.data.example_rows import ExampleRows
 from jaxrecipes.data.examples import Completion, Conversation, Example, Labelled
 from jaxrecipes.data.split import stable_fraction
+from jaxrecipes.errors import DataError
 from jaxrecipes.generate.parse import RejectedAnswerError
 from jaxrecipes.recipes.sdft_rewrite import (
     HEADINGS,
@@ -197,3 +198,13 @@ def test_turns_without_a_text_of_the_assistants_are_left_alone():
     call = {"role": "assistant", "content": "", "tool_calls": [{}]}
     assert item_of(Conversation("c", "here", ({"role": "user", "content": "x"}, call))) is None
     assert item_of(chat(("user", "x"), ("assistant", "y"), ("user", "z"))) is None
+
+
+def test_a_history_with_tool_calls_cannot_be_gone_on_from_without_the_reference():
+    call = {"role": "assistant", "content": "", "tool_calls": [{}]}
+    turns = ({"role": "user", "content": "x"}, call, {"role": "assistant", "content": "It is 4."})
+    item = item_of(Conversation("c", "file:3", turns))
+    assert item is not None
+    assert make_requests([item], section(), seed=0)
+    with pytest.raises(DataError, match="file:3: example 'c' has turns with tool calls"):
+        make_requests([item], section(reference="hidden"), seed=0)
