@@ -119,7 +119,7 @@ def adapters(case: str) -> list[Any]:
 
 
 def penalties() -> list[Any]:
-    """[kind, mesh, largest difference of Fisher information, losses, penalties, trained weights]."""
+    """[kind, mesh, largest difference of information, losses, penalties, trained weights]."""
     config = replace(tiny_config("untied", num_layers=2), vocab_size=64)
     params = tiny_params(config)
     batches = [packed_batch(config, rows=8, seed=seed) for seed in range(3)]
