@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding
 
@@ -18,6 +19,8 @@ from jaxrecipes.recipes.lora import build
 from jaxrecipes.sharding.mesh import MeshShape, make_mesh
 from jaxrecipes.sharding.rules import ACTIVATION_RULES, state_shardings, tree_shardings
 from jaxrecipes.train.causal_loss import batch_loss
+from jaxrecipes.train.fisher import diagonal_fisher
+from jaxrecipes.train.penalty import Penalty, with_anchor
 from tests.tiny import packed_batch, tiny_config, tiny_params, trainer
 
 MESHES = (
@@ -115,6 +118,47 @@ def adapters(case: str) -> list[Any]:
     return _train(config, {case: (made.params, made.rules)}, ADAPTER_MESHES, steps=6)
 
 
+def penalties() -> list[Any]:
+    """[kind, mesh, largest difference of information, losses, penalties, trained weights]."""
+    config = replace(tiny_config("untied", num_layers=2), vocab_size=64)
+    params = tiny_params(config)
+    batches = [packed_batch(config, rows=8, seed=seed) for seed in range(3)]
+    rows = [{key: array[row] for key, array in batches[0].items()} for row in range(2)]
+    found = []
+    for kind in ("ewc", "kl"):
+        ends: dict[Any, Any] = {}
+        for shape in (None, *ADAPTER_MESHES):
+            mesh = None if shape is None else make_mesh(shape)
+            execution = Execution(mesh)
+            step, state, frozen, layout = trainer(
+                config, params, RULES["full"], execution=execution, penalty=Penalty(kind, 0.5)
+            )
+            if mesh is not None:
+                places = state_shardings(state, flatten(state.trainable), mesh)
+                state = jax.device_put(state, places)
+            fisher, _ = diagonal_fisher(
+                config, state.trainable, frozen, rows, layout=layout, execution=execution
+            )
+            anchor = {"start": jax.tree.map(jnp.copy, state.trainable)}
+            if kind == "ewc":
+                anchor["fisher"] = fisher
+            values = []
+            for batch in batches:
+                state, metrics = step(
+                    state,
+                    with_anchor(frozen, anchor),
+                    batch if mesh is None else _place_batch(batch, mesh),
+                )
+                values.append((float(metrics["loss"]), float(metrics["penalty"])))
+            ends[shape] = (fisher, np.array(values), state.trainable)
+            if shape is not None:
+                apart = np.abs(ends[shape][1] - ends[None][1]).max(axis=0).tolist()
+                information = _distance(ends[None][0], fisher)
+                weights = _distance(ends[None][2], state.trainable)
+                found.append([kind, str(shape), information, *apart, weights])
+    return found
+
+
 def _train(config: Any, cases: Any, meshes: Any, steps: int) -> list[Any]:
     """[case, mesh, largest difference of losses, of trained weights, frozen same, leaves cut].
 
@@ -159,6 +203,6 @@ def _train(config: Any, cases: Any, meshes: Any, steps: int) -> list[Any]:
 
 
 if __name__ == "__main__":
-    functions = (few_gradients, gradients, training, adapters)
+    functions = (few_gradients, gradients, training, adapters, penalties)
     found = {one.__name__: one for one in functions}[sys.argv[1]](*sys.argv[2:])
     print(json.dumps(found))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -21,6 +23,8 @@ from jaxrecipes.train.perturb.causal import causal_problem
 from tests.tiny import packed_batch, tiny_config, tiny_params, trainer
 
 KINDS = ("l2", "ewc", "kl")
+# In a step, l2 and ewc take the same way.
+TWO_KINDS = ("ewc", "kl", pytest.param("l2", marks=pytest.mark.long))
 
 
 def moved(tree, seed=1, size=0.05):
@@ -102,7 +106,7 @@ def penalised(kind, params, config, rules, **options):
     return step, state, held, layout
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", TWO_KINDS)
 def test_the_first_step_has_no_penalty_and_is_the_step_without_one(kind):
     """Zero at the start, also for what is expanded and mostly frozen; afterwards it pulls."""
     config = tiny_config(num_layers=2)
@@ -130,7 +134,8 @@ def test_the_first_step_has_no_penalty_and_is_the_step_without_one(kind):
     assert "penalty" not in expected
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", TWO_KINDS)
 def test_micro_batches_change_nothing(kind):
     config = tiny_config(num_layers=2)
     batch = packed_batch(config, rows=4)
@@ -150,6 +155,7 @@ def test_micro_batches_change_nothing(kind):
         assert float(results[4][0][name]) == pytest.approx(float(results[1][0][name]), rel=1e-4)
 
 
+@pytest.mark.long
 def test_the_strongest_penalty_keeps_the_model_where_it_was():
     """And without one it goes away: the loss that remains is the start's."""
     config = tiny_config(num_layers=2)
@@ -186,8 +192,6 @@ def test_dropout_is_not_in_either_model_of_kl():
         seen.append("dropout_seeds" in rows)
         assert problem.outputs is not None
         return problem.outputs(params, embeddings, rows)
-
-    from dataclasses import replace
 
     penalty = Penalty("kl", 1.0)
     with_seeds = {**batch, "dropout_seeds": np.zeros(batch["token_ids"].shape, np.uint32)}
