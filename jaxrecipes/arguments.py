@@ -100,15 +100,7 @@ def make_parser(verbs: Mapping[str, str]) -> argparse.ArgumentParser:
     measure.add_argument("--limit", type=int, metavar="N", help="the first N items of each task")
     measure.add_argument("--chat", action="store_true", help="render with the chat template")
     measure.add_argument("--json", type=Path, metavar="FILE", help="where the table goes, too")
-    answer = parsers["generate"]
-    answer.add_argument("checkpoint", metavar="MODEL", help="folder, .gguf, hub id, package:NAME")
-    answer.add_argument("prompts", metavar="PROMPT", nargs="*", help="default: lines of stdin")
-    answer.add_argument("--max-new-tokens", type=int, default=128, help="default 128")
-    answer.add_argument("--temperature", type=float, default=0.0, help="0: the likeliest token")
-    answer.add_argument("--top-k", type=int, help="draw from the likeliest so many")
-    answer.add_argument("--top-p", type=float, help="draw from this much probability")
-    answer.add_argument("--seed", type=int, default=0, help="seed of the draws (default 0)")
-    answer.add_argument("--raw", action="store_true", help="no chat template")
+    _add_generate(parsers["generate"])
     for verb in ("export", "report"):
         parsers[verb].add_argument("run", type=Path, metavar="RUN", help="output folder of a run")
     write = parsers["export"]
@@ -118,6 +110,36 @@ def make_parser(verbs: Mapping[str, str]) -> argparse.ArgumentParser:
         "--delta", action="store_true", help="only the new blocks, one safetensors file"
     )
     return parser
+
+
+def _add_generate(answer: argparse.ArgumentParser) -> None:
+    answer.add_argument("checkpoint", metavar="MODEL", help="folder, .gguf, hub id, package:NAME")
+    answer.add_argument("prompts", metavar="PROMPT", nargs="*", help="default: lines of stdin")
+    answer.add_argument(
+        "--input", type=Path, metavar="FILE", help="prompts: .jsonl (prompt or messages), or lines"
+    )
+    answer.add_argument(
+        "--output", type=Path, metavar="FILE", help="answers as .jsonl; the next run goes on there"
+    )
+    answer.add_argument("--max-new-tokens", type=int, default=128, help="default 128")
+    answer.add_argument("--temperature", type=float, default=0.0, help="0: the likeliest token")
+    answer.add_argument("--top-k", type=int, default=0, help="draw from the likeliest so many")
+    answer.add_argument("--top-p", type=float, default=1.0, help="draw from this much probability")
+    answer.add_argument(
+        "--min-p", type=float, default=0.0, help="draw from at least this share of the likeliest"
+    )
+    answer.add_argument(
+        "--repetition-penalty", type=float, default=1.0, help="above 1: fewer repetitions"
+    )
+    answer.add_argument(
+        "--stop", action="append", default=[], metavar="TEXT", help="answers end before it"
+    )
+    answer.add_argument("--samples", type=int, default=1, metavar="N", help="answers to a prompt")
+    answer.add_argument("--seed", type=int, default=0, help="seed of the draws (default 0)")
+    answer.add_argument(
+        "--slots", type=int, default=32, metavar="N", help="answers written together (default 32)"
+    )
+    answer.add_argument("--raw", action="store_true", help="no chat template")
 
 
 def split_overrides(arguments: Sequence[str]) -> tuple[list[str], list[str]]:

@@ -109,6 +109,17 @@ def preview(arguments: argparse.Namespace, overrides: list[str]) -> int | None:
 def plan(arguments: argparse.Namespace, overrides: list[str]) -> None:
     """Shows what a run would take."""
     config = _load(arguments.config, overrides)
+    # A process with the threads of JAX cannot fork; whoever calls from Python is on their own.
+    if arguments.topology is not None and "jax" not in sys.modules:
+        from jaxrecipes.supervise import supervise
+
+        supervise(
+            "the TPU compiler was aborted; what it says is above. That is a fault of libtpu and "
+            "not of the config, and it depends on shapes: try another train.micro_batch_size, "
+            "train.loss_chunk, train.remat or mesh, or another version of libtpu. What was "
+            "compiled before is kept",
+            1,
+        )
     from rich.console import Console
 
     from jaxrecipes.plan.command import plan as print_plan
@@ -175,22 +186,34 @@ def evaluate(arguments: argparse.Namespace, overrides: list[str]) -> int | None:
 
 def generate(arguments: argparse.Namespace, overrides: list[str]) -> int | None:
     """Lets a model answer prompts."""
-    prompts = arguments.prompts or [line.rstrip("\n") for line in sys.stdin if line.strip()]
-    if not prompts:
-        raise UsageError("no prompt: give one after the checkpoint, or lines on standard input")
+    prompts = arguments.prompts
+    if not prompts and arguments.input is None:
+        prompts = [line.rstrip("\n") for line in sys.stdin if line.strip()]
+    if not prompts and arguments.input is None:
+        raise UsageError("no prompt: give one after the checkpoint, --input, or lines on stdin")
     from rich.console import Console
 
-    from jaxrecipes.experiment import inspect
+    from jaxrecipes.experiment import answering
+    from jaxrecipes.generate.sampling import Sampling
 
-    return inspect.generate(
+    return answering.generate(
         arguments.checkpoint,
         prompts,
         console=Console(),
+        input_file=arguments.input,
+        output=arguments.output,
         max_new_tokens=arguments.max_new_tokens,
-        temperature=arguments.temperature,
-        top_k=arguments.top_k,
-        top_p=arguments.top_p,
+        sampling=Sampling(
+            temperature=arguments.temperature,
+            top_k=arguments.top_k,
+            top_p=arguments.top_p,
+            min_p=arguments.min_p,
+            repetition_penalty=arguments.repetition_penalty,
+        ),
+        stop=arguments.stop,
+        samples=arguments.samples,
         seed=arguments.seed,
+        slots=arguments.slots,
         raw=arguments.raw,
     )
 

@@ -1,8 +1,9 @@
-"""A parent that outlives its host's process, and says what happened when that is aborted.
+"""A parent that outlives the process that works, and says what happened when that is aborted.
 
-When the coordinator of a run with several hosts disappears, jaxlib aborts the other hosts'
-processes in the middle of a stack trace; its client's callback for that cannot be used from Python
-(`std::bad_cast`, jaxlib 0.10 and 0.12). So the process that works is a child of one that waits.
+libtpu aborts the process where a check of its compiler fails. jaxlib aborts the other hosts'
+processes, in the middle of a stack trace, when the coordinator of a run with several hosts
+disappears; its client's callback for that cannot be used from Python (`std::bad_cast`, jaxlib 0.10
+and 0.12). So the process that works is a child of one that waits.
 """
 
 from __future__ import annotations

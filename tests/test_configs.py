@@ -6,18 +6,21 @@ import sys
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 import jaxrecipes.recipes
 from jaxrecipes.cli import main
 from jaxrecipes.config import KINDS, Config, expand_arms, kind_of, load_config
 from jaxrecipes.config.kinds import ALL_RECIPES
-from jaxrecipes.config.problems import section_types
 from jaxrecipes.config.recipe_options import RECIPE_SECTIONS, RecipeName
 from jaxrecipes.config.section import Section
-from jaxrecipes.experiment.base_model import peek_model_config
+from jaxrecipes.config.teacher import LocalTeacherSection, OpenAITeacherSection
+from jaxrecipes.experiment.base_model import locate_base, peek_model_config
 from jaxrecipes.experiment.run import check_arms
+from jaxrecipes.experiment.teachers import budget_of, make_teacher
 from jaxrecipes.recipes import RECIPES
 from jaxrecipes.shipped_configs import shipped_config, shipped_folder
+from tests.config.schema_keys import schema_keys
 
 FOLDER = Path(__file__).parent.parent / "configs"
 FILES = sorted(FOLDER.rglob("*.yaml"))
@@ -66,14 +69,17 @@ def test_every_recipe_has_its_own_file_and_page_and_a_tiny_config():
         )
 
 
-def fields(section: type[Section] = Config) -> set[tuple[str, str]]:
-    """All (section class, key) of the schema."""
-    found = set()
-    for name, field in section.model_fields.items():
-        found.add((section.__name__, name))
-        for inner in section_types(field.annotation):
-            found |= fields(inner)
-    return found
+def make_teachers(folder: Path) -> None:
+    """Makes the teachers that a tiny run does not: those of other checkpoints, and of servers."""
+    console = Console(quiet=True)
+    base = locate_base("random:tiny-llama", None, folder, seed=0, console=console)
+    server = OpenAITeacherSection(kind="openai", base_url="http://127.0.0.1:1/v1", model="m")
+    local = LocalTeacherSection(kind="local", checkpoint="random:tiny-llama")
+    for section in (server, local):
+        budget_of(section)
+        make_teacher(
+            section, base, folder / "other", compute_dtype="float32", seed=1, console=console
+        )
 
 
 @pytest.mark.long
@@ -121,8 +127,14 @@ def test_a_run_reads_every_key_of_the_schema(tmp_path, monkeypatch):
     ordered = str(FOLDER / "in_context_pretraining" / "tiny.yaml")
     short = ["train.steps=1", "compare=[]", *without, "train.perturb={method: neftune}"]
     assert main(["run", ordered, *short, f"output={tmp_path / 'ordered'}"]) == 0
+    rewriting = str(FOLDER / "sdft_rewrite" / "tiny.yaml")
+    short = ["train.steps=1", "sdft_rewrite.semantic={encoder: 'random:tiny-bert'}"]
+    arguments = ["run", rewriting, *short, *without, f"output={tmp_path / 'rewritten'}"]
+    assert main(arguments) == 0
+    make_teachers(tmp_path)
     # The version is checked by the schema; arms are read by expand_arms, which makes whole configs.
     by_schema = {("Config", "version"), ("Config", "name"), ("Config", "compare")}
-    by_schema |= {key for key in fields() if key[0] in ("ArmSection", "ArmTrainSection")}
+    keys = schema_keys(Config)
+    by_schema |= {key for key in keys if key[0] in ("ArmSection", "ArmTrainSection")}
     by_schema |= {("OwnAnswers", "kind"), ("KeepDocuments", "kind")}
-    assert fields() - by_schema - reads == set()
+    assert keys - by_schema - reads == set()

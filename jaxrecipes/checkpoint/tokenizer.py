@@ -6,8 +6,9 @@ import hashlib
 import json
 import shutil
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from jaxrecipes.checkpoint.reference import resolve_reference
 from jaxrecipes.errors import CheckpointError
@@ -96,6 +97,25 @@ def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerFast) -> str:
     }
     text = json.dumps(state, sort_keys=True, ensure_ascii=True)
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def end_token_ids(source: Path, hf_config: Mapping[str, Any]) -> list[int]:
+    """Returns the tokens that end a text, as `transformers.generate` finds them.
+
+    Chat models have several.
+
+    Args:
+        source: A checkpoint's folder or file.
+        hf_config: Its `config.json`.
+    """
+    settings = [hf_config]
+    if (source / GENERATION_FILE).is_file():
+        settings.append(json.loads((source / GENERATION_FILE).read_text(encoding="utf-8")))
+    found: list[int] = []
+    for section in settings:
+        ids = section.get("eos_token_id")
+        found += ids if isinstance(ids, list) else [] if ids is None else [ids]
+    return found
 
 
 def copy_tokenizer(reference: str | Path, folder: Path) -> None:

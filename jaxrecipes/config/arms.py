@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from jaxrecipes.config.experiment import Config, arm_names
-from jaxrecipes.config.recipe_options import RECIPE_SECTIONS
+from jaxrecipes.config.recipe_options import ALSO_READS, RECIPE_SECTIONS
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ def merge_arm(
 ) -> dict[str, Any]:
     """Puts an arm's plain data over that of the main config.
 
-    The options of the main recipe go, unless the arm runs the same recipe and gives none itself.
+    The options of the main recipe go, unless the arm runs the same recipe; its own replace them.
 
     Args:
         main: The main config, as plain data; may be invalid.
@@ -77,8 +77,10 @@ def merge_arm(
         Plain data of the arm's config.
     """
     recipe = arm.get("recipe")
-    inherited = recipe if recipe == main.get("recipe") and not arm.get(str(recipe)) else None
-    dropped = {"compare", "name", *RECIPE_SECTIONS} - {inherited}
+    reads = (
+        {str(recipe), *ALSO_READS.get(str(recipe), ())} if recipe == main.get("recipe") else set()
+    )
+    dropped = {"compare", "name", *RECIPE_SECTIONS} - reads
     merged = {key: value for key, value in main.items() if key not in dropped}
     for key in ("name", "recipe", *RECIPE_SECTIONS):
         if arm.get(key) is not None:

@@ -113,7 +113,8 @@ class SourceSection(Section):
         "only the answers are learned: prompt_completion (two texts, joined as they are), chat, "
         "alpaca and sharegpt (rendered with the chat template), classification and sentence_pair "
         "(texts as the user's turn, label as the assistant's). auto: found from the columns; a "
-        "table with a text column holds documents, with or without labels.",
+        "table with a text column holds documents, with or without labels. Of docstrings, chat "
+        "asks what a name is.",
     )
     split: str = Field(default="train", description="Split of a hub, TFDS or saved dataset.")
     subset: str | None = Field(default=None, description="Configuration name of a hub dataset.")

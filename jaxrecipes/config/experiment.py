@@ -10,6 +10,7 @@ from jaxrecipes.config.data import DataSection, KeepDocuments, SourceSection
 from jaxrecipes.config.mesh import MeshSection
 from jaxrecipes.config.perturb import PerturbSection, perturb_conflicts
 from jaxrecipes.config.recipe_options import (
+    ALSO_READS,
     RECIPE_SECTIONS,
     BlockExpansionSection,
     FreezeSection,
@@ -18,6 +19,7 @@ from jaxrecipes.config.recipe_options import (
     RecipeName,
     StridedFreezeSection,
 )
+from jaxrecipes.config.sdft_rewrite import SdftRewriteSection, sdft_conflicts
 from jaxrecipes.config.section import ArmName, ExperimentSection, Section, refuse_conflicts
 from jaxrecipes.config.train import EvaluateSection, SaveableName, TrainSection
 
@@ -83,6 +85,9 @@ class ArmSection(Section):
         default=None, description="As at the top level."
     )
     lora: LoraSection | None = Field(default=None, description="As at the top level.")
+    sdft_rewrite: SdftRewriteSection | None = Field(
+        default=None, description="As at the top level."
+    )
     strided_freeze: StridedFreezeSection | None = Field(
         default=None, description="As at the top level."
     )
@@ -119,7 +124,13 @@ class Config(ExperimentSection):
     in_context_pretraining: InContextPretrainingSection | None = Field(
         default=None, description="Options of recipe in_context_pretraining."
     )
-    lora: LoraSection | None = Field(default=None, description="Options of recipe lora.")
+    lora: LoraSection | None = Field(
+        default=None,
+        description="Options of recipe lora; with sdft_rewrite: train adapters, not everything.",
+    )
+    sdft_rewrite: SdftRewriteSection | None = Field(
+        default=None, description="Options of recipe sdft_rewrite."
+    )
     strided_freeze: StridedFreezeSection | None = Field(
         default=None, description="Options of recipe strided_freeze."
     )
@@ -154,6 +165,16 @@ def conflicts(config: Config) -> list[tuple[str, str]]:
             "sees another document, so that their order has no effect on training at all"
         )
         found.append(("data.attend", message))
+    if config.sdft_rewrite is not None:
+        found += sdft_conflicts(config.sdft_rewrite, "sdft_rewrite")
+        found += [
+            (
+                f"data.learn.{number}.shape",
+                "recipe sdft_rewrite rewrites answers, documents have none",
+            )
+            for number, source in enumerate(config.data.learn)
+            if source.shape == "documents"
+        ]
     found += train_conflicts(config.train, config.recipe, config.model.compute_dtype)
     for number, source in enumerate(config.data.learn):
         found += source_conflicts(source, f"data.learn.{number}")
@@ -193,7 +214,8 @@ def _recipe_conflicts(config: Config) -> list[tuple[str, str]]:
         given = getattr(config, section) is not None
         if section == config.recipe and not given:
             found.append((section, f"recipe {config.recipe} needs the section {section}"))
-        if section != config.recipe and given:
+        reads = (config.recipe, *ALSO_READS.get(config.recipe, ()))
+        if section not in reads and given:
             found.append((section, f"recipe {config.recipe} does not read it; remove the section"))
     return found
 

@@ -10,11 +10,26 @@ from pydantic_core import PydanticCustomError
 from jaxrecipes.config.section import Pattern, Section
 
 RecipeName = Literal[
-    "block_expansion", "full", "freeze", "in_context_pretraining", "lora", "strided_freeze"
+    "block_expansion",
+    "full",
+    "freeze",
+    "in_context_pretraining",
+    "lora",
+    "sdft_rewrite",
+    "strided_freeze",
 ]
 RECIPE_NAMES: tuple[str, ...] = get_args(RecipeName)
 # A recipe without options (full) has no section.
-RECIPE_SECTIONS = ("block_expansion", "freeze", "in_context_pretraining", "lora", "strided_freeze")
+RECIPE_SECTIONS = (
+    "block_expansion",
+    "freeze",
+    "in_context_pretraining",
+    "lora",
+    "sdft_rewrite",
+    "strided_freeze",
+)
+# Recipe -> sections of other recipes that it reads, too, where they are given.
+ALSO_READS: dict[str, tuple[str, ...]] = {"sdft_rewrite": ("lora",)}
 
 
 class BlockExpansionSection(Section):

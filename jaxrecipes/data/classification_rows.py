@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from jaxrecipes.data.docstring_task import docstring_rows
-from jaxrecipes.data.documents import ReadReport, check_unique_ids
+from jaxrecipes.data.documents import ChangedRows, ReadReport, check_unique_ids
 from jaxrecipes.data.example_rows import ExampleRows
 from jaxrecipes.data.example_shapes import Shape
 from jaxrecipes.data.example_sources import ALL_ROLES, find_shape
@@ -48,35 +48,20 @@ def read_labelled(spec: SourceSpec | str | Path) -> list[Labelled]:
             f"{spec.reference}: the rows are of shape {shape}; expected labelled texts, of shape "
             f"{' or '.join(_LABELS)}."
         )
-    rows = _FullRows(ExampleRows(spec.columns, ReadReport(), shape))
+    rows = ChangedRows(ExampleRows(spec.columns, ReadReport(), shape), _full)
     examples = list(check_unique_ids(read_rows(source, rows), spec.reference))
     if not examples:
         raise DataError(f"{spec.reference}: there are no rows; expected at least one.")
     return examples
 
 
-@dataclass
-class _FullRows:
-    """Makes rows labelled examples and refuses one with an empty text."""
-
-    rows: ExampleRows
-
-    def resolve(
-        self, found: Sequence[str], *, where: str, text_like: Sequence[str] = ()
-    ) -> list[str]:
-        return self.rows.resolve(found, where=where, text_like=text_like)
-
-    def make(
-        self, row: Mapping[str, object], *, where: str, default_id: str, id_prefix: str
-    ) -> Labelled:
-        example: Example | None = self.rows.make(
-            row, where=where, default_id=default_id, id_prefix=id_prefix
+def _full(example: Example | None, where: str) -> Labelled:
+    """Refuses an example with an empty text."""
+    if not isinstance(example, Labelled) or not all(text.strip() for text in example.texts):
+        raise DataError(
+            f"{where}: a text is empty; expected one with at least a word. Leave the row out."
         )
-        if not isinstance(example, Labelled) or not all(text.strip() for text in example.texts):
-            raise DataError(
-                f"{where}: a text is empty; expected one with at least a word. Leave the row out."
-            )
-        return example
+    return example
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,11 @@
-"""A labelled task that every machine has: which installed package is a docstring from?"""
+"""Tasks that every machine has: from which package is a docstring, and what does a name do?"""
 
 from __future__ import annotations
 
-from jaxrecipes.data.documents import Document
-from jaxrecipes.data.examples import Labelled
+from collections.abc import Iterator
+
+from jaxrecipes.data.documents import Document, ReadReport
+from jaxrecipes.data.examples import Conversation, Labelled
 from jaxrecipes.data.sources import ResolvedSource, read_documents
 from jaxrecipes.data.split import stable_fraction
 from jaxrecipes.errors import ConfigError
@@ -52,3 +54,30 @@ def _row(document: Document) -> Labelled:
         label=document.id.split(".")[0],
         group=document.group,
     )
+
+
+def docstring_chats(source: ResolvedSource, report: ReadReport) -> Iterator[Conversation]:
+    """Makes docstrings chats: what a name does, answered by the first paragraph about it.
+
+    Args:
+        source: Of kind docstrings.
+        report: Counts those without such a paragraph as dropped.
+
+    Yields:
+        Chats of two turns, in the order of the docstrings.
+    """
+    read = ReadReport()
+    for document in read_documents(source, read):
+        _, _, text = document.text.partition("\n\n")
+        answer = " ".join(text.strip().partition("\n\n")[0].split())
+        if not answer:
+            report.drop("no first paragraph", document.id)
+            continue
+        messages = (
+            {"role": "user", "content": f"What is {document.id} in Python?"},
+            {"role": "assistant", "content": answer},
+        )
+        report.documents += 1
+        report.characters += len(answer)
+        where = f"docstring of {document.id}"
+        yield Conversation(document.id, where, messages, group=document.group)

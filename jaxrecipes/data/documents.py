@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol, TypeVar
+from typing import Generic, Protocol, TypeVar
 
 from jaxrecipes.errors import ConfigError, DataError
 
 ROLES = ("text", "id", "group")
 T_co = TypeVar("T_co", covariant=True)
+Made = TypeVar("Made")
 ColumnMapping = Mapping[str, str | Sequence[str]]
 
 
@@ -245,6 +246,32 @@ class RowReader(Protocol[T_co]):
             DataError: The row cannot be used.
         """
         ...
+
+
+@dataclass(frozen=True)
+class ChangedRows(Generic[Made, T_co]):
+    """Reads rows as another reader does, and changes what it makes of them.
+
+    Attributes:
+        rows: The other reader.
+        change: From what it made of a row (None where it left the row out), and file and line.
+    """
+
+    rows: RowReader[Made]
+    change: Callable[[Made | None, str], T_co | None]
+
+    def resolve(
+        self, found: Sequence[str], *, where: str, text_like: Sequence[str] = ()
+    ) -> list[str]:
+        """As the other reader."""
+        return self.rows.resolve(found, where=where, text_like=text_like)
+
+    def make(
+        self, row: Mapping[str, object], *, where: str, default_id: str, id_prefix: str
+    ) -> T_co | None:
+        """As the other reader, changed."""
+        made = self.rows.make(row, where=where, default_id=default_id, id_prefix=id_prefix)
+        return self.change(made, where)
 
 
 @dataclass

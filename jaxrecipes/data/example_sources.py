@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+from jaxrecipes.data.docstring_task import docstring_chats
 from jaxrecipes.data.documents import ColumnMapping, ReadReport, check_unique_ids
 from jaxrecipes.data.example_rows import ExampleRows
 from jaxrecipes.data.example_shapes import COLUMNS, SHAPES, Shape, resolve_shape
@@ -35,6 +36,8 @@ def find_shape(spec: SourceSpec | ResolvedSource, shape: Shape | None = None) ->
     if shape is not None and shape not in SHAPES:
         raise ConfigError(f"shape: unknown {shape!r}; expected one of {', '.join(SHAPES)}.")
     source = _resolved(spec)
+    if source.kind == "docstrings" and shape == "chat":
+        return shape
     if source.kind not in TABLE_KINDS:
         if shape not in (None, "documents"):
             raise ConfigError(
@@ -82,6 +85,9 @@ def read_examples(
             f"{source.spec.reference}: these are plain documents; expected supervised rows. Give "
             f"their shape: {', '.join(name for name in SHAPES if name != 'documents')}."
         )
+    if source.kind == "docstrings":
+        yield from docstring_chats(source, report)
+        return
     rows = ExampleRows(source.spec.columns, report, found)
     yield from check_unique_ids(read_rows(source, rows), source.spec.reference)
     if report.documents == 0:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 
-from jaxrecipes.data.documents import Document, DocumentRows, ReadReport
+from jaxrecipes.data.documents import ChangedRows, Document, DocumentRows, ReadReport
 from jaxrecipes.data.examples import Labelled
 from jaxrecipes.data.sources import (
     TABLE_KINDS,
@@ -50,7 +50,7 @@ def read_plain_texts(spec: SourceSpec, limit: int | None = None) -> list[PlainTe
     source = resolve_source(spec)
     if source.kind in TABLE_KINDS:
         documents: Iterable[Document] = read_rows(
-            source, _PlacedRows(DocumentRows(spec.columns, ReadReport()))
+            source, ChangedRows(DocumentRows(spec.columns, ReadReport()), _placed)
         )
     else:  # their ids say the place already
         documents = read_documents(source)
@@ -60,22 +60,9 @@ def read_plain_texts(spec: SourceSpec, limit: int | None = None) -> list[PlainTe
     return found
 
 
-@dataclass
-class _PlacedRows:
-    """Makes rows documents whose id is file and line."""
-
-    rows: DocumentRows
-
-    def resolve(
-        self, found: Sequence[str], *, where: str, text_like: Sequence[str] = ()
-    ) -> list[str]:
-        return self.rows.resolve(found, where=where, text_like=text_like)
-
-    def make(
-        self, row: Mapping[str, object], *, where: str, default_id: str, id_prefix: str
-    ) -> Document | None:
-        made = self.rows.make(row, where=where, default_id=default_id, id_prefix=id_prefix)
-        return None if made is None else replace(made, id=where)
+def _placed(document: Document | None, where: str) -> Document | None:
+    """Gives a document file and line as its id."""
+    return None if document is None else replace(document, id=where)
 
 
 def without_labels(examples: Iterable[Labelled]) -> list[PlainText]:

@@ -70,6 +70,7 @@ _SHAPING_CODE = [
 # The same for supervised examples; documents do not depend on these.
 _SUPERVISED_CODE = [
     "chat_template.py",
+    "docstring_task.py",
     "example_rows.py",
     "example_shapes.py",
     "example_sources.py",

@@ -6,20 +6,17 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
 from jaxrecipes.errors import DataError
-from jaxrecipes.generate.decode import generate
+from jaxrecipes.generate.engine import Engine
 from jaxrecipes.generate.sampling import GREEDY, Sampling
+from jaxrecipes.generate.tokens import TokenPrompt, Written
 from jaxrecipes.models.config import ModelConfig
 
 Tree = dict[str, Any]
 
-_FIRST_PIECE = 32
 # Options of `transformers.generate` that tasks set, with the value at which they change nothing.
 _NEUTRAL = {
     "num_beams": 1,
-    "repetition_penalty": 1.0,
     "no_repeat_ngram_size": 0,
     "length_penalty": 1.0,
     "num_return_sequences": 1,
@@ -69,16 +66,20 @@ def read_ending(options: dict[str, Any], *, max_length: int) -> Ending:
         )
     sampled = bool(rest.pop("do_sample", False))
     drawing = {name: rest.pop(name, None) for name in _DRAWING}
+    penalty = rest.pop("repetition_penalty", None) or 1.0
     for name, value in rest.items():
         if value is not None and (name not in _NEUTRAL or _NEUTRAL[name] != value):
             raise DataError(
                 f"the generation option {name}={value!r} of a task is not supported; expected "
-                "until, max_gen_toks, do_sample, temperature, top_k, top_p or min_p"
+                "until, max_gen_toks, do_sample, temperature, top_k, top_p, min_p or "
+                "repetition_penalty"
             )
     if not sampled:
-        return Ending(until, limit)
+        return Ending(until, limit, Sampling(repetition_penalty=penalty))
     given = {name: value for name, value in drawing.items() if value is not None}
-    return Ending(until, limit, Sampling(**{"temperature": 1.0, **given}))
+    return Ending(
+        until, limit, Sampling(**{"temperature": 1.0, "repetition_penalty": penalty, **given})
+    )
 
 
 def continue_texts(
@@ -90,14 +91,11 @@ def continue_texts(
     decode: Callable[[Sequence[int]], str],
     eos_ids: Sequence[int],
     seeds: Sequence[int],
-    batch_size: int = 32,
+    slots: int = 32,
     compute_dtype: Any,
     on_written: Callable[[int], Any] = lambda count: None,
 ) -> list[str]:
-    """Writes one continuation a prompt, in pieces that double.
-
-    Most answers are short, and the sampler knows no stop texts: after each piece the texts that met
-    one leave, and the others go on from where they are.
+    """Writes one continuation a prompt.
 
     Args:
         config: The model.
@@ -107,47 +105,27 @@ def continue_texts(
         decode: Token ids to text, without special tokens.
         eos_ids: Tokens that end a text.
         seeds: One number a prompt; a text depends on its own seed alone.
-        batch_size: Most prompts decoded together.
+        slots: Most texts that are written at the same time.
         compute_dtype: dtype of activations and cache.
-        on_written: Called after each piece with the number of texts that ended in it.
+        on_written: Called with the number of texts that ended.
 
     Returns:
         The texts, cut before the first stop text.
     """
-    written: list[list[int]] = [[] for _ in prompts]
-    active, piece = list(range(len(prompts))), _FIRST_PIECE
-    while active:
-        done = len(written[active[0]])
-        piece = min(piece, ending.limit - done)
-        pieces = generate(
-            config,
-            params,
-            [[*prompts[index], *written[index]] for index in active],
-            max_new_tokens=piece,
-            eos_ids=eos_ids,
-            sampling=ending.sampling,
-            seed=[_seed(seeds[index], done) for index in active],
-            batch_size=batch_size,
-            compute_dtype=compute_dtype,
-        )
-        unfinished = []
-        for index, tokens in zip(active, pieces, strict=True):
-            written[index] += tokens
-            text = decode(written[index])
-            ended = tokens[-1] in eos_ids or len(written[index]) >= ending.limit
-            if not ended and not any(stop in text for stop in ending.until):
-                unfinished.append(index)
-        on_written(len(active) - len(unfinished))
-        active, piece = unfinished, 2 * piece
-    return [_cut(decode(tokens), ending.until) for tokens in written]
+    texts = [""] * len(prompts)
 
+    def keep(index: int, written: Written) -> None:
+        texts[index] = written.text or ""
+        on_written(1)
 
-def _cut(text: str, until: Sequence[str]) -> str:
-    for stop in until:
-        text = text.split(stop)[0]
-    return text
-
-
-def _seed(seed: int, done: int) -> int:
-    """A seed for each text and piece, below 2**32."""
-    return int(np.random.SeedSequence([seed, done]).generate_state(1)[0])
+    engine = Engine(config, params, slots=slots, compute_dtype=compute_dtype, decode=decode)
+    engine.write(
+        [
+            TokenPrompt(
+                tuple(prompt), ending.limit, ending.sampling, seed, tuple(eos_ids), ending.until
+            )
+            for prompt, seed in zip(prompts, seeds, strict=True)
+        ],
+        keep,
+    )
+    return texts

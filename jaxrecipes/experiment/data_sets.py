@@ -27,9 +27,11 @@ from jaxrecipes.evaluate.rows import EvaluationRows, join_rows, pack_scored, row
 from jaxrecipes.experiment.base_model import BaseModel
 from jaxrecipes.experiment.devices import local_execution, model_shardings
 from jaxrecipes.experiment.ordered_data import Ordering
+from jaxrecipes.experiment.rewritten_data import Rewriting
 from jaxrecipes.experiment.sources import smaller, source_spec, supervision
 from jaxrecipes.generate.answers import write_answers
 from jaxrecipes.generate.sampling import Sampling
+from jaxrecipes.generate.writing_progress import writing_progress
 from jaxrecipes.stages import run_stage
 
 
@@ -39,7 +41,7 @@ class TrainingSets:
 
     Attributes:
         train: Arm -> prepared sets to learn from, with their weights in the mixture. Arms differ
-            only where a recipe says how documents are ordered.
+            only where a recipe orders documents or rewrites answers.
     """
 
     train: Mapping[str, list[tuple[PreparedSet, float]]]
@@ -65,6 +67,8 @@ class DataSets(TrainingSets):
         measured: Keys of the sets that are measured.
         orders: Arm -> for each source what its order is like, for the report; only arms that order
             documents.
+        rewrites: Arm -> for each source what became of its answers, for the report; only arms that
+            rewrite them.
     """
 
     learn: EvaluationRows
@@ -72,6 +76,7 @@ class DataSets(TrainingSets):
     context: ContextPairs | None
     measured: list[str]
     orders: Mapping[str, list[dict[str, Any]]]
+    rewrites: Mapping[str, list[dict[str, Any]]]
 
     def fingerprint(self, arm: str) -> list[str]:
         """Returns the keys of all sets that an arm reads, those it is measured on included."""
@@ -144,8 +149,15 @@ def prepare_data(
     keys = [*(prepared.manifest["key"] for prepared in held_out), *keep_keys]
     train: dict[str, list[tuple[PreparedSet, float]]] = {}
     orders: dict[str, list[dict[str, Any]]] = {}
+    rewrites: dict[str, list[dict[str, Any]]] = {}
     context: ContextPairs | None = None
     for arm in arms:
+        if arm.config.sdft_rewrite is not None:
+            rewriting = Rewriting(
+                arm.config, arm.config.sdft_rewrite, base, output / "data" / "rewritten", console
+            )
+            train[arm.name], rewrites[arm.name] = rewriting.training_sets(kept, plain)
+            continue
         if arm.config.in_context_pretraining is None:
             train[arm.name] = [(trained(suffix, one), one.weight) for suffix, one in sources]
             continue
@@ -156,7 +168,7 @@ def prepare_data(
             context = ordering.held_out_pairs(held, share)
             keys.append(context.fingerprint())
     learn = join_rows([_rows(prepared) for prepared in held_out])
-    return DataSets(train, learn, keep, context, keys, orders)
+    return DataSets(train, learn, keep, context, keys, orders, rewrites)
 
 
 def _rows(prepared: PreparedSet) -> EvaluationRows:
@@ -215,19 +227,18 @@ def _own_answers(
         mesh = local_execution().mesh
         places = model_shardings(read_model_config(base.folder), mesh)
         imported = import_checkpoint(base.folder, dtype=jnp.dtype(dtype), shardings=places)
-        answers = write_answers(
-            imported.config,
-            imported.params,
-            base.tokenizer,
-            prompts,
-            max_new_tokens=keep.max_new_tokens,
-            sampling=Sampling(temperature=keep.temperature),
-            seed=config.seed,
-            compute_dtype=jnp.dtype(dtype),
-            on_batch=lambda done, total: console.print(
-                f"answered {done} of {total} prompts", highlight=False
-            ),
-        )
+        with writing_progress(console, title="answers", total=len(prompts)) as on_progress:
+            answers = write_answers(
+                imported.config,
+                imported.params,
+                base.tokenizer,
+                prompts,
+                max_new_tokens=keep.max_new_tokens,
+                sampling=Sampling(temperature=keep.temperature),
+                seed=config.seed,
+                compute_dtype=jnp.dtype(dtype),
+                on_progress=on_progress,
+            )
         records = [
             {
                 "id": answer.id,

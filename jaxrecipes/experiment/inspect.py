@@ -1,20 +1,16 @@
-"""The verbs around a run: look at data, evaluate and question a model, export it, report again."""
+"""The verbs around a run: look at data, evaluate a model, export it, report again."""
 
 from __future__ import annotations
 
 import json
 import shutil
 from pathlib import Path
-from typing import Any
 
-import jax.numpy as jnp
 from rich.console import Console
 from rich.rule import Rule
 
 from jaxrecipes.checkpoint.delta import DELTA_FILE
 from jaxrecipes.checkpoint.huggingface import export_checkpoint, import_checkpoint
-from jaxrecipes.checkpoint.reference import resolve_reference
-from jaxrecipes.checkpoint.tokenizer import load_tokenizer
 from jaxrecipes.config import Config, expand_arms
 from jaxrecipes.data.preview import preview_source, render_preview
 from jaxrecipes.data.split import Split
@@ -23,9 +19,6 @@ from jaxrecipes.experiment.base_model import locate_base
 from jaxrecipes.experiment.data_sets import prepare_data
 from jaxrecipes.experiment.measure import build_measure
 from jaxrecipes.experiment.sources import source_spec, supervision
-from jaxrecipes.generate.answers import render_prompt
-from jaxrecipes.generate.decode import generate as generate_tokens
-from jaxrecipes.generate.sampling import Sampling
 from jaxrecipes.params.layout import plan_layout, to_runtime
 from jaxrecipes.params.rules import label
 
@@ -116,61 +109,6 @@ def evaluate(config: Config, *, console: Console, checkpoint: str | None = None)
             with_items=True,
         )
     console.print(render_evaluation(record, title=checkpoint or config.model.checkpoint))
-    return None
-
-
-def generate(
-    checkpoint: str,
-    prompts: list[str],
-    *,
-    console: Console,
-    max_new_tokens: int,
-    temperature: float,
-    top_k: int | None,
-    top_p: float | None,
-    seed: int,
-    raw: bool,
-) -> int | None:
-    """Prints a model's answers.
-
-    Args:
-        checkpoint: Folder, GGUF file, hub id or `package:<name>`.
-        prompts: What the user says.
-        console: Where to print.
-        max_new_tokens: Longest answer, in tokens.
-        temperature: 0 takes the likeliest token.
-        top_k: See `generate.sampling`.
-        top_p: See `generate.sampling`.
-        seed: Seed of the draws.
-        raw: Continue the text instead of answering in the chat template.
-
-    Returns:
-        None: done.
-    """
-    sampling = Sampling(temperature=temperature, top_k=top_k or 0, top_p=top_p or 1.0)
-    source = resolve_reference(checkpoint)
-    model = import_checkpoint(source, dtype=jnp.dtype("float32"))
-    tokenizer = load_tokenizer(source)
-    encoded = [
-        list(tokenizer(prompt)["input_ids"]) if raw else render_prompt(tokenizer, prompt)
-        for prompt in prompts
-    ]
-    eos_id: Any = tokenizer.eos_token_id
-    eos = [] if eos_id is None else [int(eos_id)]
-    answers = generate_tokens(
-        model.config,
-        model.params,
-        encoded,
-        max_new_tokens=max_new_tokens,
-        eos_ids=eos,
-        sampling=sampling,
-        seed=seed,
-    )
-    for prompt, answer in zip(prompts, answers, strict=True):
-        text = str(tokenizer.decode(answer, skip_special_tokens=True))
-        if len(prompts) > 1:
-            console.print(f"> {prompt}", style="bold", markup=False, highlight=False)
-        console.print(text.strip(), markup=False, highlight=False)
     return None
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,8 @@ from typing import Any
 from jaxrecipes import __version__
 from jaxrecipes.config import Arm, config_hash
 from jaxrecipes.evaluate.record import read_records
+from jaxrecipes.report.results import REWRITES
+from jaxrecipes.report.rewrites import rewrite_sentence
 
 
 def model_card(arm: Arm, summary: Mapping[str, Any], folder: Path) -> str:
@@ -59,4 +62,16 @@ jaxrecipes {__version__}, on {sources}.
 {table}
 
 Tensors that were not trained are bit-identical to the base's.
-"""
+{_rewrites(folder)}"""
+
+
+def _rewrites(folder: Path) -> str:
+    """Says which of the answers that were learned are not those of the data."""
+    path = folder / REWRITES
+    if not path.exists():
+        return ""
+    lines = [
+        f"- `{source['source']}`: {rewrite_sentence(source)}"
+        for source in json.loads(path.read_text(encoding="utf-8"))["sources"]
+    ]
+    return "\n".join(["", "Answers that were rewritten before they were learned:", "", *lines, ""])

@@ -106,10 +106,10 @@ def apply_recipe(config: Config, base: Imported, *, key: jax.Array) -> Surgery:
     if config.recipe == "strided_freeze":
         assert config.strided_freeze is not None
         return strided_freeze.build(base.config, base.params, config.strided_freeze)
-    if config.recipe == "lora":
-        assert config.lora is not None
+    # Recipe sdft_rewrite differs from lora and full in its data only, in_context_pretraining from
+    # full.
+    if config.lora is not None:
         return lora.build(base.config, base.params, config.lora, key)
-    # Recipe in_context_pretraining differs from full in its data only.
     return full.build(base.config, base.params)
 
 

@@ -42,7 +42,7 @@ from jaxrecipes.experiment.teacher import locate_teacher, teacher_fingerprint
 from jaxrecipes.hosts import Hosts, join_hosts
 from jaxrecipes.models.config import ModelConfig
 from jaxrecipes.models.decoder import abstract_params
-from jaxrecipes.report.results import ORDERS
+from jaxrecipes.report.results import ORDERS, REWRITES
 from jaxrecipes.sharding.host import on_host
 from jaxrecipes.stages import run_stage, why_stale
 from jaxrecipes.train.signals import termination_as_error
@@ -148,6 +148,8 @@ def _run(config: Config, hosts: Hosts, console: Console) -> int | None:
 def _write_orders(data: DataSets, output: Path) -> None:
     for name, sources in data.orders.items():
         write_json(output / "arms" / name / ORDERS, {"sources": sources})
+    for name, sources in data.rewrites.items():
+        write_json(output / "arms" / name / REWRITES, {"sources": sources})
 
 
 def _check_shared(output: Path, hosts: Hosts) -> None:

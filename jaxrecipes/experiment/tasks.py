@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ from rich.console import Console
 
 from jaxrecipes.checkpoint.huggingface import import_checkpoint
 from jaxrecipes.checkpoint.reference import resolve_reference
-from jaxrecipes.checkpoint.tokenizer import GENERATION_FILE, load_tokenizer
+from jaxrecipes.checkpoint.tokenizer import end_token_ids, load_tokenizer
 from jaxrecipes.config import Config
 from jaxrecipes.durable import write_json
 from jaxrecipes.errors import UsageError
@@ -112,18 +111,6 @@ def _model(reference: str | Path, dtype: Any) -> Any:
         imported.config,
         imported.params,
         load_tokenizer(source),
-        eos_ids=_end_tokens(source, imported.hf_config),
+        eos_ids=end_token_ids(source, imported.hf_config),
         compute_dtype=dtype,
     )
-
-
-def _end_tokens(source: Path, hf_config: dict[str, Any]) -> list[int]:
-    """Tokens that end a text, as `transformers.generate` finds them: chat models have several."""
-    settings = [hf_config]
-    if (source / GENERATION_FILE).is_file():
-        settings.append(json.loads((source / GENERATION_FILE).read_text(encoding="utf-8")))
-    found: list[int] = []
-    for section in settings:
-        ids = section.get("eos_token_id")
-        found += ids if isinstance(ids, list) else [] if ids is None else [ids]
-    return found

@@ -7,7 +7,7 @@ when the model learns something else. KL to the base is measured on the answer t
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +16,7 @@ import numpy as np
 
 from jaxrecipes.data.tokenize_examples import tokenize_prompt
 from jaxrecipes.errors import CheckpointError
-from jaxrecipes.generate.decode import generate
+from jaxrecipes.generate.engine import OnProgress, generate
 from jaxrecipes.generate.sampling import GREEDY, Sampling
 from jaxrecipes.models.config import ModelConfig
 
@@ -76,9 +76,9 @@ def write_answers(
     eos_ids: Sequence[int] | None = None,
     sampling: Sampling = GREEDY,
     seed: int = 0,
-    batch_size: int = 32,
+    slots: int = 32,
     compute_dtype: Any = jnp.float32,
-    on_batch: Callable[[int, int], None] | None = None,
+    on_progress: OnProgress | None = None,
 ) -> list[Answer]:
     """Lets the model answer each prompt.
 
@@ -94,9 +94,9 @@ def write_answers(
         eos_ids: Tokens that end an answer; None for the tokenizer's end token.
         sampling: How tokens are drawn; greedy by default.
         seed: Base of the prompts' seeds.
-        batch_size: Most prompts answered together.
+        slots: Most prompts answered at the same time.
         compute_dtype: dtype of activations and cache.
-        on_batch: Called after each batch with the number of prompts done and their total.
+        on_progress: See `Engine.write`.
 
     Returns:
         One answer for each prompt, in the order of `prompts`.
@@ -121,9 +121,9 @@ def write_answers(
         eos_ids=eos_ids,
         sampling=sampling,
         seed=[_request_seed(seed, key) for key in prompts],
-        batch_size=batch_size,
+        slots=slots,
         compute_dtype=compute_dtype,
-        on_batch=on_batch,
+        on_progress=on_progress,
     )
     return [
         Answer(

@@ -10,9 +10,10 @@ import jax.numpy as jnp
 
 from jaxrecipes.checkpoint.tokenizer import tokenizer_fingerprint
 from jaxrecipes.errors import ConfigError, DataError
-from jaxrecipes.generate.decode import generate
+from jaxrecipes.generate.engine import Engine, OnProgress
 from jaxrecipes.generate.prompts import PromptTokenizer
 from jaxrecipes.generate.teacher import Reply, Request
+from jaxrecipes.generate.tokens import TokenPrompt, Written, prompt_problem
 from jaxrecipes.models.config import ModelConfig
 
 Tree = dict[str, Any]
@@ -31,6 +32,7 @@ class LocalTeacher:
         slots: int = 32,
         compute_dtype: Any = jnp.float32,
         eos_ids: Sequence[int] | None = None,
+        on_progress: OnProgress | None = None,
     ) -> None:
         """Takes a model.
 
@@ -39,9 +41,10 @@ class LocalTeacher:
             params: Canonical tree.
             tokenizer: The model's `PreTrainedTokenizerFast`.
             identity: JSON values that say which weights these are, such as a fingerprint.
-            slots: Most requests that are decoded together.
+            slots: Most answers that are written at the same time.
             compute_dtype: dtype of activations, products and cache.
             eos_ids: Tokens that end an answer; None for the tokenizer's end token.
+            on_progress: Called in each `answer` as `Engine.write` says.
 
         Raises:
             ConfigError: There is no token that ends an answer.
@@ -53,8 +56,14 @@ class LocalTeacher:
                     "eos_token in tokenizer_config.json, or pass eos_ids"
                 )
             eos_ids = [tokenizer.eos_token_id]
-        self._config, self._params, self._tokenizer = config, params, tokenizer
-        self._slots, self._dtype = slots, jnp.dtype(compute_dtype)
+        self._config, self._on_progress = config, on_progress
+        self._engine = Engine(
+            config,
+            params,
+            slots=slots,
+            compute_dtype=compute_dtype,
+            decode=lambda ids: str(tokenizer.decode(list(ids), skip_special_tokens=True)),
+        )
         self._eos_ids = tuple(sorted(set(eos_ids)))
         self._encode = PromptTokenizer(tokenizer)
         template = repr(getattr(tokenizer, "chat_template", None))
@@ -64,7 +73,7 @@ class LocalTeacher:
             "tokenizer": tokenizer_fingerprint(tokenizer),
             "chat_template": hashlib.sha256(template.encode()).hexdigest(),
             "eos_ids": list(self._eos_ids),
-            "compute_dtype": self._dtype.name,
+            "compute_dtype": jnp.dtype(compute_dtype).name,
         }
 
     @property
@@ -73,50 +82,37 @@ class LocalTeacher:
         return self._identity
 
     def answer(self, requests: Sequence[Request], on_reply: Callable[[Reply], None]) -> None:
-        """Answers each request once; see `Teacher.answer`."""
-        groups: dict[Any, list[tuple[Request, list[int]]]] = {}
+        """Answers each request once, see `Teacher.answer`; one that cannot be answered fails."""
+        asked: list[Request] = []
+        prompts: list[TokenPrompt] = []
         for request in requests:
             try:
-                prompt = self._encode(request)
+                prompt = TokenPrompt(
+                    tuple(self._encode(request)),
+                    request.max_new_tokens,
+                    request.sampling,
+                    request.seed,
+                    self._eos_ids,
+                    request.stop,
+                )
+                problem = prompt_problem(self._config, prompt)
             except DataError as error:
-                on_reply(Reply(request.id, "", "failed", str(error)))
-                continue
-            group = (request.sampling, request.max_new_tokens)
-            groups.setdefault(group, []).append((request, prompt))
-        for (sampling, limit), members in groups.items():
-            for start in range(0, len(members), self._slots):
-                self._answer_group(members[start : start + self._slots], sampling, limit, on_reply)
-
-    def _answer_group(self, members: Any, sampling: Any, limit: int, on_reply: Any) -> None:
-        fits = []
-        for request, prompt in members:
-            room = self._config.max_position_embeddings - limit
-            if 0 < len(prompt) <= room:
-                fits.append((request, prompt))
+                prompt, problem = None, str(error)
+            if prompt is None or problem is not None:
+                on_reply(Reply(request.id, "", "failed", problem or ""))
             else:
-                message = f"the prompt has {len(prompt)} tokens; expected 1 to {room}"
-                on_reply(Reply(request.id, "", "failed", message))
-        written = generate(
-            self._config,
-            self._params,
-            [prompt for _, prompt in fits],
-            max_new_tokens=limit,
-            eos_ids=self._eos_ids,
-            sampling=sampling,
-            seed=[request.seed % 2**32 for request, _ in fits],
-            batch_size=self._slots,
-            compute_dtype=self._dtype,
-        )
-        for (request, prompt), tokens in zip(fits, written, strict=True):
-            text = str(self._tokenizer.decode(tokens, skip_special_tokens=True))
-            places = [text.index(stop) for stop in request.stop if stop in text]
-            ended = bool(places) or tokens[-1] in self._eos_ids
+                asked.append(request)
+                prompts.append(prompt)
+
+        def reply(index: int, written: Written) -> None:
             on_reply(
                 Reply(
-                    request.id,
-                    text[: min(places, default=len(text))],
-                    "stop" if ended else "length",
-                    prompt_tokens=len(prompt),
-                    new_tokens=len(tokens),
+                    asked[index].id,
+                    written.text or "",
+                    written.finish,
+                    prompt_tokens=len(prompts[index].token_ids),
+                    new_tokens=len(written.token_ids),
                 )
             )
+
+        self._engine.write(prompts, reply, self._on_progress)

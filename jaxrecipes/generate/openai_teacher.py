@@ -243,7 +243,6 @@ class _Round:
     async def _call(
         self, client: Any, request: Request, arguments: dict[str, Any]
     ) -> Reply | _Passing:
-        import httpx2
         import openai
 
         completions = client.chat.completions if request.messages else client.completions
@@ -260,11 +259,11 @@ class _Round:
         except openai.APIConnectionError as error:
             reason = error.__cause__ or error
             # Where no connection was made, nobody worked.
-            cost = 0 if isinstance(error.__cause__, httpx2.ConnectError) else None
+            cost = 0 if type(reason).__name__ == "ConnectError" else None
             return _Passing(self._told(f"no connection ({reason})"), cost=cost)
         except openai.APIError as error:
             return _Passing(self._told(f"the server broke off: {error.message}"))
-        except (UnreadableAnswerError, httpx2.HTTPError) as error:
+        except UnreadableAnswerError as error:
             return _Passing(self._told(f"the server sent {error}"))
         except UnicodeEncodeError:
             return self._failure(request, "the request holds half of a surrogate pair")

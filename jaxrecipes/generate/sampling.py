@@ -1,24 +1,27 @@
 """From logits to the next token: one transform a function, and the choice itself.
 
 A transform maps float32 logits [batch, vocab_size] to logits in which the tokens that must not be
-drawn are minus infinity. The order in `choose` is that of `transformers`: temperature, top-k,
-top-p, min-p.
+drawn are minus infinity. The order is that of `transformers`: repetition penalty, temperature,
+top-k, top-p, min-p. Requests of one batch may be drawn differently: parameters are arrays [batch].
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxrecipes.errors import ConfigError
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """How the next token is drawn. The value is static under `jax.jit`.
+    """How the next token of one request is drawn.
 
     Attributes:
         temperature: Logits are divided by it; 0 takes the most likely token.
@@ -64,13 +67,41 @@ class Sampling:
 GREEDY = Sampling()
 
 
-def penalise_repetition(logits: jax.Array, seen: jax.Array, penalty: float) -> jax.Array:
+class SamplingRows(NamedTuple):
+    """How the next token of each row is drawn: the fields of `Sampling`, each float32 [batch].
+
+    `top_k` and `top_p` are infinite where nothing is removed.
+    """
+
+    temperature: jax.Array
+    top_k: jax.Array
+    top_p: jax.Array
+    min_p: jax.Array
+    repetition_penalty: jax.Array
+
+
+def sampling_rows(samplings: Sequence[Sampling]) -> SamplingRows:
+    """Returns the parameters of several requests as arrays, in the host's memory."""
+    rows = [
+        (
+            one.temperature,
+            one.top_k or math.inf,
+            one.top_p if one.top_p < 1 else math.inf,
+            one.min_p,
+            one.repetition_penalty,
+        )
+        for one in samplings
+    ]
+    return SamplingRows(*np.asarray(rows, np.float32).reshape(-1, 5).T)  # type: ignore[arg-type]
+
+
+def penalise_repetition(logits: jax.Array, seen: jax.Array, penalty: jax.Array) -> jax.Array:
     """Makes tokens that are in a row's text already less likely (a penalty above 1).
 
     Args:
         logits: float32 [batch, vocab_size].
         seen: bool [batch, vocab_size], the tokens of prompt and answer.
-        penalty: Above 0.
+        penalty: float32 [batch, 1], above 0.
 
     Returns:
         The logits; of seen tokens divided by the penalty where positive, else multiplied with it.
@@ -79,17 +110,12 @@ def penalise_repetition(logits: jax.Array, seen: jax.Array, penalty: float) -> j
     return jnp.where(seen, penalised, logits)
 
 
-def scale_by_temperature(logits: jax.Array, temperature: float) -> jax.Array:
-    """Divides logits by a temperature above 0."""
-    return logits / temperature
-
-
-def keep_top_k(logits: jax.Array, top_k: int) -> jax.Array:
+def keep_top_k(logits: jax.Array, top_k: jax.Array) -> jax.Array:
     """Keeps the `top_k` highest logits of each row, and those equal to the last of them.
 
     Args:
         logits: float32 [batch, vocab_size].
-        top_k: At least 1; larger than the vocabulary keeps everything.
+        top_k: float32 [batch, 1], at least 1; larger than the vocabulary keeps everything.
 
     Returns:
         The logits, minus infinity where a token was removed.
@@ -97,12 +123,12 @@ def keep_top_k(logits: jax.Array, top_k: int) -> jax.Array:
     return _keep_while_above(logits, jnp.ones_like(logits), top_k)
 
 
-def keep_top_p(logits: jax.Array, top_p: float) -> jax.Array:
+def keep_top_p(logits: jax.Array, top_p: jax.Array) -> jax.Array:
     """Keeps the smallest set of most likely tokens whose probabilities sum to `top_p` or more.
 
     Args:
         logits: float32 [batch, vocab_size].
-        top_p: Above 0, at most 1; the most likely token is always kept.
+        top_p: float32 [batch, 1], above 0; the most likely token is always kept.
 
     Returns:
         The logits, minus infinity where a token was removed. Tokens exactly as likely as the last
@@ -111,7 +137,7 @@ def keep_top_p(logits: jax.Array, top_p: float) -> jax.Array:
     return _keep_while_above(logits, jax.nn.softmax(logits, axis=-1), top_p)
 
 
-def _keep_while_above(logits: jax.Array, weights: jax.Array, limit: float) -> jax.Array:
+def _keep_while_above(logits: jax.Array, weights: jax.Array, limit: jax.Array) -> jax.Array:
     """Keeps the tokens for which the weights of all higher logits sum to less than `limit`.
 
     The lowest such logit is found by bisection over float32 bit patterns: exact, and much faster
@@ -135,10 +161,18 @@ def _keep_while_above(logits: jax.Array, weights: jax.Array, limit: float) -> ja
     return jnp.where(ranks < lowest_kept, -jnp.inf, logits)
 
 
-def keep_min_p(logits: jax.Array, min_p: float) -> jax.Array:
-    """Keeps tokens with at least `min_p` (above 0) times the probability of the most likely one."""
+def keep_min_p(logits: jax.Array, min_p: jax.Array) -> jax.Array:
+    """Keeps tokens with at least `min_p` times the probability of the most likely one.
+
+    Args:
+        logits: float32 [batch, vocab_size].
+        min_p: float32 [batch, 1]; 0 keeps everything.
+
+    Returns:
+        The logits, minus infinity where a token was removed.
+    """
     highest = jnp.max(logits, axis=-1, keepdims=True)
-    return jnp.where(logits < highest + math.log(min_p), -jnp.inf, logits)
+    return jnp.where(logits < highest + jnp.log(min_p), -jnp.inf, logits)
 
 
 def draw(logits: jax.Array, keys: jax.Array) -> jax.Array:
@@ -155,24 +189,37 @@ def draw(logits: jax.Array, keys: jax.Array) -> jax.Array:
     return jax.vmap(jax.random.categorical)(keys, logits).astype(jnp.int32)
 
 
-def choose(logits: jax.Array, sampling: Sampling, keys: jax.Array) -> jax.Array:
+def choose(
+    logits: jax.Array, rows: SamplingRows, keys: jax.Array, seen: jax.Array | None
+) -> jax.Array:
     """Chooses the next token of each row.
+
+    What no row asks for is not computed: greedy rows alone cost an argmax.
 
     Args:
         logits: float32 [batch, vocab_size].
-        sampling: How; static.
-        keys: PRNG keys [batch]; not read when the temperature is 0.
+        rows: How.
+        keys: PRNG keys [batch]; not read where the temperature is 0.
+        seen: bool [batch, vocab_size], the tokens of prompt and answer; None if no row has a
+            repetition penalty.
 
     Returns:
         int32 [batch].
     """
-    if sampling.temperature == 0:
-        return jnp.argmax(logits, axis=-1).astype(jnp.int32)
-    logits = scale_by_temperature(logits, sampling.temperature)
-    if sampling.top_k:
-        logits = keep_top_k(logits, sampling.top_k)
-    if sampling.top_p < 1:
-        logits = keep_top_p(logits, sampling.top_p)
-    if sampling.min_p:
-        logits = keep_min_p(logits, sampling.min_p)
-    return draw(logits, keys)
+    if seen is not None:
+        logits = penalise_repetition(logits, seen, rows.repetition_penalty[:, None])
+    greedy = jnp.argmax(logits, axis=-1).astype(jnp.int32)
+    is_drawn = rows.temperature > 0
+
+    def drawn() -> jax.Array:
+        scaled = logits / jnp.where(is_drawn, rows.temperature, 1.0)[:, None]
+        cut = is_drawn & (jnp.isfinite(rows.top_k) | jnp.isfinite(rows.top_p))
+        scaled = jax.lax.cond(
+            jnp.any(cut),
+            lambda: keep_top_p(keep_top_k(scaled, rows.top_k[:, None]), rows.top_p[:, None]),
+            lambda: scaled,
+        )
+        scaled = keep_min_p(scaled, rows.min_p[:, None])
+        return jnp.where(is_drawn, draw(scaled, keys), greedy)
+
+    return jax.lax.cond(jnp.any(is_drawn), drawn, lambda: greedy)

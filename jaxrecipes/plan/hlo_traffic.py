@@ -48,6 +48,11 @@ class Traffic:
             return 0
         if opcode == "custom-call" and _FREE_CALLS.search(instruction.rest):
             return 0
+        if opcode == "slice-start":
+            # Its state lists the whole operand, of which only the result's size is read.
+            operand, result = tuple_elements(instruction.type)[:2]
+            read = shape_bytes(result) if _main_bytes(operand) else 0
+            return read + _main_bytes(result)
         if opcode.endswith("-start"):
             # The state of an asynchronous operation lists its operands and its results.
             return _main_bytes(instruction.type)
@@ -89,6 +94,8 @@ class Traffic:
             elif user.opcode == "custom-call" and _FREE_CALLS.search(user.rest):
                 continue
             elif user.opcode == "bitcast":
+                if user.name == fused.root:
+                    return None  # who called this computation reads it
                 part = self._uses(fused, user.name)
                 if part is None:
                     return None

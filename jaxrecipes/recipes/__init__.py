@@ -89,6 +89,13 @@ RECIPES = (
         ("quickstart", "tiny"),
     ),
     Recipe(
+        "sdft_rewrite",
+        "let the model say the answers in its own words, then train on those that are right",
+        "SDFT, arXiv 2402.13669",
+        "supervised examples, a model that follows instructions",
+        ("quickstart", "tiny", "gsm8k"),
+    ),
+    Recipe(
         "strided_freeze",
         "train old blocks where expansion would insert new ones",
         "control for LLaMA Pro (its issue 9)",

@@ -7,6 +7,7 @@ from typing import Any
 
 from jaxrecipes.report.numbers import interval, negative, number, percent, value
 from jaxrecipes.report.orders import context_findings
+from jaxrecipes.report.rewrites import rewrite_findings
 
 Arm = Mapping[str, Any]
 
@@ -27,7 +28,7 @@ def findings(arms: Sequence[Arm], compared: Mapping[str, Mapping[str, Any]]) -> 
     at_equal = _at_equal_learning(arms, compared["kl"]) if len(arms) > 1 else []
     headline = _headline(arms, compared["kl"], learned)
     rest = [sentence for sentence in [*learned, *at_equal] if sentence != headline]
-    return [headline, *rest, *context_findings(arms), *_accuracy(arms)]
+    return [headline, *rest, *rewrite_findings(arms), *context_findings(arms), *_accuracy(arms)]
 
 
 def verdict(difference: Mapping[str, Any] | None) -> str:

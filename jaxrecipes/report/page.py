@@ -25,6 +25,7 @@ from jaxrecipes.report.numbers import (
 )
 from jaxrecipes.report.orders import context_rows, order_examples, order_rows
 from jaxrecipes.report.results import Results, collect_results
+from jaxrecipes.report.rewrites import rewrite_examples, rewrite_rows
 
 REPORT, RESULTS, PLOTS = "report.html", "results.json", "plots"
 Measured = Mapping[str, Any] | None
@@ -73,6 +74,8 @@ def render_page(results: Results, charts: Sequence[Chart]) -> str:
         context=context_rows(results["arms"]),
         orders=order_rows(results["arms"]),
         examples=order_examples(results["arms"]),
+        rewrites=rewrite_rows(results["arms"]),
+        rewritten=rewrite_examples(results["arms"]),
         what_trains=[_what_trains(arm) for arm in results["arms"] if arm["summary"]],
         environment=environment_rows(results["environment"]),
         charts=embedded(charts),

@@ -31,6 +31,7 @@ from jaxrecipes.report.findings import findings
 SCHEMA = 1
 # In an arm's folder, where its recipe orders documents.
 ORDERS = "orders.json"
+REWRITES = "rewrites.json"
 MEASURES = ("kl", "loss", "accuracy")
 # A curve on a screen has no more to show.
 _MAX_TRAINING_POINTS = 2000
@@ -149,6 +150,7 @@ def _arm(folder: Path, records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         "tokens_per_second": tokens / timed_seconds if tokens and timed_seconds > 0 else None,
         "skipped": len(steps) - len(accepted),
         "orders": read_object(folder / ORDERS).get("sources", []),
+        "rewrites": read_object(folder / REWRITES).get("sources", []),
     }
 
 

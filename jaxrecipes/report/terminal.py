@@ -21,6 +21,7 @@ from jaxrecipes.report.numbers import (
     value,
 )
 from jaxrecipes.report.orders import Row, context_rows, order_rows
+from jaxrecipes.report.rewrites import rewrite_rows
 
 Measured = Mapping[str, Any] | None
 _TIGHT: dict[str, Any] = {"pad_edge": False, "show_edge": False}
@@ -42,6 +43,7 @@ def render_results(results: Mapping[str, Any]) -> RenderableType:
     for title, rows in (
         ("What a document before is worth, nats a token", context_rows(results["arms"])),
         ("Order of documents", order_rows(results["arms"])),
+        ("Rewritten answers", rewrite_rows(results["arms"])),
     ):
         if rows:
             parts += [Text(), rows_table(title, rows, results)]

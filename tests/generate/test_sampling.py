@@ -19,7 +19,7 @@ from jaxrecipes.generate.sampling import (
     keep_top_k,
     keep_top_p,
     penalise_repetition,
-    scale_by_temperature,
+    sampling_rows,
 )
 
 VOCABULARY = 23
@@ -38,7 +38,6 @@ def warper(name: str, value: float):
 @pytest.mark.parametrize(
     ("transform", "name", "values"),
     [
-        (scale_by_temperature, "TemperatureLogitsWarper", [0.3, 1.7]),
         (keep_top_k, "TopKLogitsWarper", [1, 4, VOCABULARY, 60]),
         (keep_top_p, "TopPLogitsWarper", [0.05, 0.5, 0.9, 0.99]),
         (keep_min_p, "MinPLogitsWarper", [0.01, 0.2, 1.0]),
@@ -49,7 +48,8 @@ def test_transforms_equal_those_of_transformers(transform, name, values):
     for seed, value in enumerate(values):
         logits = random_logits(seed, rows=8)
         expected = warper(name, value)(None, torch.tensor(logits)).numpy()
-        np.testing.assert_allclose(transform(jnp.asarray(logits), value), expected, rtol=1e-6)
+        ours = transform(jnp.asarray(logits), jnp.full((8, 1), value))
+        np.testing.assert_allclose(ours, expected, rtol=1e-6)
 
 
 @pytest.mark.parametrize("penalty", [0.7, 1.0, 1.8])
@@ -61,7 +61,7 @@ def test_the_repetition_penalty_equals_that_of_transformers(penalty):
     expected = process(torch.tensor(texts), torch.tensor(logits)).numpy()
     seen = np.zeros(logits.shape, bool)
     np.put_along_axis(seen, texts, True, axis=1)
-    ours = penalise_repetition(jnp.asarray(logits), jnp.asarray(seen), penalty)
+    ours = penalise_repetition(jnp.asarray(logits), jnp.asarray(seen), jnp.full((4, 1), penalty))
     np.testing.assert_allclose(ours, expected, rtol=1e-6)
 
 
@@ -69,7 +69,7 @@ def test_the_repetition_penalty_equals_that_of_transformers(penalty):
 @given(seed=st.integers(0, 10_000), top_p=st.floats(0.01, 0.99))
 def test_top_p_keeps_the_smallest_set_that_reaches_it(seed, top_p):
     logits = random_logits(seed, rows=1)
-    kept = np.isfinite(np.asarray(keep_top_p(jnp.asarray(logits), top_p)))[0]
+    kept = np.isfinite(np.asarray(keep_top_p(jnp.asarray(logits), jnp.full((1, 1), top_p))))[0]
     probabilities = np.asarray(jax.nn.softmax(logits))[0].astype(np.float64)
     assert probabilities[kept].sum() >= top_p - 1e-5
     assert probabilities[kept].sum() - probabilities[kept].min() < top_p + 1e-5
@@ -81,25 +81,24 @@ def test_top_p_keeps_the_smallest_set_that_reaches_it(seed, top_p):
 @given(seed=st.integers(0, 10_000), top_k=st.integers(1, VOCABULARY))
 def test_top_k_keeps_the_k_most_likely(seed, top_k):
     logits = random_logits(seed, rows=1)
-    kept = np.isfinite(np.asarray(keep_top_k(jnp.asarray(logits), top_k)))[0]
+    kept = np.isfinite(np.asarray(keep_top_k(jnp.asarray(logits), jnp.full((1, 1), float(top_k)))))[
+        0
+    ]
     assert set(np.flatnonzero(kept)) == set(np.argsort(-logits[0])[:top_k])
 
 
-@pytest.mark.parametrize(
-    "sampling",
-    [
-        Sampling(temperature=1.0),
-        Sampling(temperature=0.6),
-        Sampling(temperature=1.3, top_k=5),
-        Sampling(temperature=1.0, top_p=0.7),
-        Sampling(temperature=1.5, min_p=0.2),
-        Sampling(temperature=1.2, top_k=9, top_p=0.8, min_p=0.1),
-    ],
+DRAWN = (
+    Sampling(temperature=1.0),
+    Sampling(temperature=0.6),
+    Sampling(temperature=1.3, top_k=5),
+    Sampling(temperature=1.0, top_p=0.7),
+    Sampling(temperature=1.5, min_p=0.2),
+    Sampling(temperature=1.2, top_k=9, top_p=0.8, min_p=0.1),
 )
-def test_draws_follow_the_distribution(sampling):
-    draws = 20_000
-    logits = random_logits(7, rows=1)[0] / 2
-    # The distribution by definition, in float64 and one step after the other.
+
+
+def distribution(logits: np.ndarray, sampling: Sampling) -> np.ndarray:
+    """The distribution by definition, in float64 and one step after the other."""
     probabilities = np.exp(logits.astype(np.float64) / sampling.temperature)
     probabilities /= probabilities.sum()
     if sampling.top_k:
@@ -111,20 +110,32 @@ def test_draws_follow_the_distribution(sampling):
         probabilities[order[reached]] = 0
         probabilities /= probabilities.sum()
     probabilities[probabilities < sampling.min_p * probabilities.max()] = 0
-    probabilities /= probabilities.sum()
-    keys = jax.random.split(jax.random.key(3), draws)
-    drawn = np.asarray(choose(jnp.tile(jnp.asarray(logits), (draws, 1)), sampling, keys))
-    counts = np.bincount(drawn, minlength=VOCABULARY)
-    allowed = probabilities > 0
-    assert counts[~allowed].sum() == 0
-    assert scipy.stats.chisquare(counts[allowed], draws * probabilities[allowed]).pvalue > 1e-3
+    return probabilities / probabilities.sum()
+
+
+def test_draws_follow_the_distribution_that_each_row_asks_for():
+    draws = 20_000
+    logits = random_logits(7, rows=1)[0] / 2
+    asked = (*DRAWN, Sampling())
+    rows = jax.tree.map(lambda one: jnp.tile(one, draws), sampling_rows(asked))
+    keys = jax.random.split(jax.random.key(3), draws * len(asked))
+    drawn = choose(jnp.tile(jnp.asarray(logits), (draws * len(asked), 1)), rows, keys, None)
+    drawn = np.asarray(drawn).reshape(draws, len(asked))
+    for column, sampling in enumerate(DRAWN):
+        probabilities = distribution(logits, sampling)
+        counts = np.bincount(drawn[:, column], minlength=VOCABULARY)
+        allowed = probabilities > 0
+        assert counts[~allowed].sum() == 0, sampling
+        expected = draws * probabilities[allowed]
+        assert scipy.stats.chisquare(counts[allowed], expected).pvalue > 1e-3, sampling
+    assert set(drawn[:, -1]) == {logits.argmax()}  # the greedy row beside them
 
 
 def test_temperature_zero_takes_the_most_likely_whatever_the_key():
     logits = jnp.asarray(random_logits(1))
+    rows = sampling_rows([Sampling(top_k=5, top_p=0.5)] * 3)
     for seed in range(3):
-        keys = jax.random.split(jax.random.key(seed), 3)
-        chosen = choose(logits, Sampling(top_k=5, top_p=0.5), keys)
+        chosen = choose(logits, rows, jax.random.split(jax.random.key(seed), 3), None)
         np.testing.assert_array_equal(chosen, logits.argmax(-1))
 
 

@@ -195,6 +195,24 @@ def run_plan(tmp_path: Path, *arguments: str) -> subprocess.CompletedProcess[str
     )
 
 
+def test_a_compiler_that_is_aborted_is_explained(tmp_path):
+    file = write_config(tmp_path / "config.yaml", small_data(tmp_path))
+    # What libtpu does where one of its checks fails.
+    code = (
+        "import os, sys; from jaxrecipes import cli\n"
+        "class Abort:\n"
+        "    def find_spec(self, name, *_):\n"
+        "        if name == 'jaxrecipes.plan.command': os.abort()\n"
+        "sys.meta_path.insert(0, Abort())\n"
+        "sys.exit(cli.main(sys.argv[1:]))"
+    )
+    command = [sys.executable, "-c", code, "plan", os.fspath(file), "--topology", "v5e:2x2"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1
+    assert "the TPU compiler was aborted" in done.stderr
+
+
 @pytest.mark.slow
 @needs_libtpu
 def test_a_plan_for_a_tpu_slice(tmp_path):

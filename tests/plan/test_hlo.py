@@ -203,3 +203,34 @@ def test_pairs_of_a_convolution_that_meet(size, kernel, output, stride, dilate, 
 def test_pairs_of_a_long_convolution_are_counted_and_not_listed():
     count = 2**20
     assert _meeting_pairs(count, count, count, count - 1, count, 1, 0) == count
+
+
+READ_ONCE = """HloModule jit_g, is_scheduled=true
+
+%inner (w: bf16[512,64]) -> bf16[512,64] {
+  %w = bf16[512,64]{1,0} parameter(0)
+  ROOT %b = bf16[512,64]{1,0} bitcast(%w)
+}
+
+%outer (w.1: bf16[512,64], x: bf16[8,64]) -> f32[8,512] {
+  %w.1 = bf16[512,64]{1,0} parameter(0)
+  %x = bf16[8,64]{1,0:S(1)} parameter(1)
+  %f = bf16[512,64]{1,0} fusion(%w.1), kind=kLoop, calls=%inner
+  ROOT %c = f32[8,512]{1,0:S(1)} convolution(%x, %f), dim_labels=bf_oi->bf
+}
+
+ENTRY %main (a: bf16[512,64], y: bf16[8,64], v: bf16[64,32]) -> f32[8,512] {
+  %a = bf16[512,64]{1,0} parameter(0)
+  %y = bf16[8,64]{1,0:S(1)} parameter(1)
+  %v = bf16[64,32]{1,0} parameter(2)
+  %s = ((bf16[64,32]{1,0}), bf16[16,32]{1,0:S(1)}, s32[]{:S(2)}) slice-start(%v), \
+slice={[16:32], [0:32]}
+  %d = bf16[16,32]{1,0:S(1)} slice-done(%s)
+  ROOT %r = f32[8,512]{1,0:S(1)} fusion(%a, %y), kind=kOutput, calls=%outer
+}
+"""
+
+
+def test_what_a_fusion_reads_through_another_one_and_a_slice_under_way():
+    # The weight whole, and a quarter of the other one into the vector memory.
+    assert account(READ_ONCE).hbm_bytes == 512 * 64 * 2 + 16 * 32 * 2

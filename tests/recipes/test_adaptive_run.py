@@ -18,9 +18,9 @@ from jaxrecipes.cli import main
 from jaxrecipes.config import AdaptiveConfig
 from jaxrecipes.config.data import ColumnsSection
 from jaxrecipes.config.perturb import PerturbSection
-from jaxrecipes.config.problems import section_types
 from jaxrecipes.config.section import Section
 from jaxrecipes.train.metrics import MetricsFile
+from tests.config.schema_keys import schema_keys
 from tests.recipes.adaptive_tasks import config_of, write_config, write_task
 
 POOL = {"sources": [{"source": "pool.jsonl"}]}
@@ -260,14 +260,6 @@ def test_a_run_reads_every_key_of_the_schema(folder, monkeypatch):
             reads.update((type(self).__name__, key) for key in read)
         return plain(self, name)
 
-    def keys(section: type[Section]) -> set[tuple[str, str]]:
-        found = set()
-        for name, field in section.model_fields.items():
-            found.add((section.__name__, name))
-            for inner in section_types(field.annotation):
-                found |= keys(inner)
-        return found
-
     config = config_of(
         folder,
         "knn_tapt",
@@ -288,11 +280,12 @@ def test_a_run_reads_every_key_of_the_schema(folder, monkeypatch):
     # Version and kinds are checked by the schema, which also writes arms out; shapes are compared
     # with what is read, there and for labelled rows here.
     by_schema = {("AdaptiveConfig", name) for name in ("version", "phases", "compare", "name")}
-    by_schema |= {key for key in keys(AdaptiveConfig) if key[0] == "AdaptiveArmSection"}
+    keys = schema_keys(AdaptiveConfig)
+    by_schema |= {key for key in keys if key[0] == "AdaptiveArmSection"}
     by_schema |= {("PretrainPhase", "kind"), ("FineTunePhase", "kind"), ("LearnSection", "shape")}
     # A teacher is for kim_kang, which the schema refuses here.
     by_schema |= {("PerturbSection", "teacher")}
-    assert keys(AdaptiveConfig) - by_schema - reads == set()
+    assert keys - by_schema - reads == set()
 
 
 # Sections whose every key goes on as it is: the roles of columns, the options of a method.
