@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from jaxrecipes.checkpoint.huggingface import import_checkpoint
@@ -46,9 +48,10 @@ def test_each_request_is_answered_as_it_asks(model):
 
 
 def test_an_answer_ends_before_its_first_stop_text(model):
-    free = answers(model, [Request("a", prompt="It", sampling=DRAWN)], eos_ids=[])["a"].text
+    asked = Request("a", prompt="It", max_new_tokens=40, sampling=DRAWN)
+    free = answers(model, [asked], eos_ids=[])["a"].text
     stop = (free[9:11], free[5:8])
-    cut = answers(model, [Request("a", prompt="It", sampling=DRAWN, stop=stop)], eos_ids=[])["a"]
+    cut = answers(model, [replace(asked, stop=stop)], eos_ids=[])["a"]
     assert cut.text == free[: min(free.index(one) for one in stop)]
     assert cut.finish == "stop"
 
