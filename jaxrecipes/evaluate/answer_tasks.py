@@ -157,7 +157,7 @@ TASKS: Mapping[str, AnswerTask] = {
 
 
 def task_of(
-    name: str, items: Sequence[TaskItem], *, form: Form, instruction: str | None
+    name: str, items: Sequence[TaskItem], *, form: Form = "text", instruction: str | None = None
 ) -> AnswerTask:
     """Returns a task with the labels that its items have.
 

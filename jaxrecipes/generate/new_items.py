@@ -74,13 +74,14 @@ class ItemWriter:
             "skill: another question of the same kind and difficulty, with other names, numbers "
             "and circumstances, and its right answer."
         ]
-        parts = [self.fence.around("exercise", self._show(example))]
+        parts = self._show("exercise", example)
         if example.wrong is not None:
             said.append("What the student answered instead is shown, too.")
             parts.append(self.fence.around("wrong answer", example.wrong))
         if others:
             said.append("It must also differ from the exercises that were written before.")
-            parts += [self.fence.around("earlier exercise", self._show(one)) for one in others]
+            for one in others:
+                parts += self._show("earlier exercise", one)
         return self._request(request_id, said, parts, seed)
 
     def rephrased(
@@ -98,7 +99,7 @@ class ItemWriter:
             "Say the question of the exercise below in other words. Its meaning, every name and "
             "every number in it, and its answer must stay the same."
         ]
-        parts = [self.fence.around("exercise", self._show(example))]
+        parts = self._show("exercise", example)
         if others:
             said.append("The wording must also differ from the earlier ones.")
             parts += [self.fence.around("earlier wording", one.question) for one in others]
@@ -119,8 +120,9 @@ class ItemWriter:
         parts = [self.fence.around("question", question)]
         return self._ask(request_id, said, parts, ANSWER, sampling=sampling, seed=seed)
 
-    def _show(self, example: Example) -> str:
-        return f"{example.question}\n\nIts right answer: {example.answer}"
+    def _show(self, label: str, example: Example) -> list[str]:
+        right = self.fence.around("its right answer", example.answer)
+        return [self.fence.around(label, example.question), right]
 
     def _request(
         self, request_id: str, said: Sequence[str], parts: Sequence[str], seed: int
