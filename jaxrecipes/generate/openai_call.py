@@ -69,9 +69,8 @@ def call_arguments(request: Request, model: str, dialect: Dialect) -> dict[str, 
         extra["top_k"] = sampling.top_k
     if sampling.min_p:
         extra["min_p"] = sampling.min_p
-    penalty = getattr(sampling, "repetition_penalty", 1.0)
-    if penalty != 1:
-        extra["repetition_penalty"] = penalty
+    if sampling.repetition_penalty != 1:
+        extra["repetition_penalty"] = sampling.repetition_penalty
     if request.prompt is not None:
         arguments["prompt"] = request.prompt
     else:

@@ -38,7 +38,7 @@ def rewrite_findings(arms: Arms) -> list[str]:
     return [
         f"{arm['name']}, {one['source']}: {rewrite_sentence(one)}"
         for arm in arms
-        for one in arm["rewrites"]
+        for one in arm.get("rewrites", ())
     ]
 
 
