@@ -7,11 +7,13 @@
 The real step of each recipe is compiled for each slice: float32 AdamW, clipping on, bfloat16
 products, FSDP over all chips, rows of 4096 tokens. Measurements are kept in the cache of
 `jaxrecipes plan`, so that a run that was stopped goes on. Models are shapes: no weights are read.
+Each row has a process of its own, because libtpu aborts its process where a check of it fails.
 """
 
 from __future__ import annotations
 
 import argparse
+import subprocess
 import sys
 import time
 from dataclasses import dataclass
@@ -161,11 +163,18 @@ TITLES = (
 )
 
 
-def cells(case: Case, step: PlannedStep | None) -> list[str]:
+def compile_apart(case: Case) -> bool:
+    """Compiles a row in another process, into the cache; returns whether that ended well."""
+    command = [sys.executable, __file__, "--here", "--only", f"{case.model}/{case.recipe}"]
+    command += ["--topology", case.topology, "--rows", str(case.rows), "--remat", case.remat]
+    return subprocess.run(command, stdout=subprocess.DEVNULL, check=False).returncode == 0
+
+
+def cells(case: Case, step: PlannedStep | None, missing: str) -> list[str]:
     """Formats a row of the table; a row that was not compiled says so."""
     start = [case.model, case.recipe, case.topology, str(case.rows), case.remat]
     if step is None:
-        return [*start, "not run", *[""] * (len(TITLES) - len(start) - 1)]
+        return [*start, missing, *[""] * (len(TITLES) - len(start) - 1)]
     found, bound = step.measurement, step.bound
     assert bound is not None and step.limit_bytes is not None
     gib = 2**30
@@ -191,6 +200,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, help="only rows with so many sequences a chip")
     parser.add_argument("--remat", help="only rows with this train.remat")
     parser.add_argument("--cached", action="store_true", help="compile nothing")
+    parser.add_argument("--here", action="store_true", help=argparse.SUPPRESS)
     chosen = parser.parse_args()
     progress = Console(stderr=True, soft_wrap=True)
     lines = []
@@ -204,8 +214,13 @@ def main() -> None:
         if not wanted:
             continue
         began = time.monotonic()
-        step = compile_case(case, cached_only=chosen.cached, cache=cache_folder())
-        lines.append(cells(case, step))
+        step = compile_case(case, cached_only=not chosen.here, cache=cache_folder())
+        missing = "not run"
+        if step is None and not chosen.cached:
+            if compile_apart(case):
+                step = compile_case(case, cached_only=True, cache=cache_folder())
+            missing = "the compiler failed"
+        lines.append(cells(case, step, missing))
         progress.print(f"{' | '.join(lines[-1])}   ({time.monotonic() - began:.0f} s)")
     if not lines:
         sys.exit("no row matches")
