@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import sys
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -17,7 +18,14 @@ from transformers import AutoModelForCausalLM
 from jaxrecipes import cli
 from jaxrecipes.checkpoint.random_model import write_random_model
 from jaxrecipes.config import load_config
-from jaxrecipes.config.llm2llm import Llm2llmConfig
+from jaxrecipes.config.llm2llm import (
+    AnswerTaskSection,
+    AugmentSection,
+    EdaSection,
+    Llm2llmConfig,
+    ProbeSection,
+)
+from jaxrecipes.config.section import Section
 from jaxrecipes.durable import folder_entries, hash_values, write_json_lines
 from jaxrecipes.experiment import llm2llm, rounds
 from jaxrecipes.experiment.tuning import Tuned
@@ -26,6 +34,7 @@ from jaxrecipes.generate.teacher import Request
 from jaxrecipes.recipes.llm2llm import NOTHING_WRONG, Record
 from jaxrecipes.report.kinds import report_kind
 from jaxrecipes.report.rounds import sign_test
+from tests.config.schema_keys import schema_keys
 from tests.experiment.small import write_config
 
 CONTROLS = ("none", "step_matched", "eda", "rephrase", "uniform", "one_shot", "all_wrong")
@@ -50,8 +59,8 @@ def plain_config(folder: Path, controls: Any = (), **changes: Any) -> dict[str, 
         "task": {
             "kind": "plain",
             "seeds": rows("s", range(8)),
-            "dev": rows("d", range(20, 26)),
-            "test": rows("t", range(30, 40)),
+            "dev": rows("d", range(20, 23)),
+            "test": rows("t", range(30, 35)),
         },
         "augment": {"rounds": 3, "attempts": 4, "rouge_l": 1.0},
         "probe": {"max_new_tokens": 4},
@@ -73,6 +82,9 @@ def new_item(request: Request) -> str:
     if "in other words" in text:
         answer = text.split("[its right answer ")[1].split("\n")[1]
         return f"Question: speak {n} {draw.integers(10**6)}\nAnswer: {answer}"
+    if "Write one item" not in text:
+        asked = text.split("[question ")[1].split("\n")[1].split()[1]
+        return f"Answer: {asked}{asked}"
     return f"Question: say {n} twice\nAnswer: {n}{n}"
 
 
@@ -198,6 +210,30 @@ def test_a_killed_run_goes_on_and_asks_nothing_twice(tmp_path, monkeypatch):
     before = folder_entries(Path(config["output"]) / "arms")
     run(config, teacher)
     assert folder_entries(Path(config["output"]) / "arms") == before
+
+
+def test_a_run_reads_every_key(tmp_path, monkeypatch):
+    Students(monkeypatch)
+    monkeypatch.setattr(llm2llm, "_embedder", lambda *_: lambda texts: np.eye(999)[: len(texts)])
+    reads: set[tuple[str, str]] = set()
+    plain = Section.__getattribute__
+
+    def recording(self, name):
+        caller = sys._getframe(1).f_globals.get("__name__", "")
+        if caller.startswith("jaxrecipes") and not caller.startswith("jaxrecipes.config"):
+            reads.update((kind.__name__, name) for kind in type(self).__mro__)
+        return plain(self, name)
+
+    config = plain_config(tmp_path, ("eda",), seeds=1)
+    config["augment"] |= {"rounds": 1, "encoder": "x", "verify_samples": 2, "patience": 2}
+    config["probe"] |= {"samples": 3, "temperature": 0.5}
+    monkeypatch.setattr(Section, "__getattribute__", recording)
+    run(config)
+    own = (Llm2llmConfig, AnswerTaskSection, AugmentSection, ProbeSection, EdaSection)
+    keys = {key for key in schema_keys(Llm2llmConfig) if key[0] in {one.__name__ for one in own}}
+    # These are checked by the schema, which also writes arms out.
+    by_schema = {("Llm2llmConfig", name) for name in ("version", "name", "compare")}
+    assert len(keys) > 40 and keys - by_schema - reads == set()
 
 
 def test_a_student_that_knows_everything_ends_the_run(tmp_path, monkeypatch):
