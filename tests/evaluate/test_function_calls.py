@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jaxrecipes.evaluate.function_calls import find_calls
@@ -19,6 +19,7 @@ names = st.sampled_from(["get_weather", "math.sqrt", "f"])
 arguments = st.dictionaries(st.sampled_from(["city", "unit", "n"]), values, max_size=3)
 
 
+@settings(deadline=None)
 @given(name=names, named=arguments, prose=st.text("abc .,\n`#", max_size=20))
 def test_a_call_is_the_same_in_python_and_in_json_and_in_prose(name, named, prose):
     python = f"{name}({', '.join(f'{key}={value!r}' for key, value in named.items())})"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jaxrecipes.evaluate.verifiers import of_length, verifier_of, without_phrases
@@ -43,6 +43,7 @@ def test_each_kind_of_task(task, candidate, reference, reason):
     assert verifier_of(task, LABELS)(candidate, reference) == reason
 
 
+@settings(deadline=None)
 @given(
     text=st.text("a \n", max_size=400),
     reference=st.text("b", max_size=100),

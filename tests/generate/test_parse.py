@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jaxrecipes.generate.parse import RejectedAnswerError, parse_replies, write_rejects
@@ -29,6 +29,7 @@ def number(id_: str, text: str) -> int:
         raise RejectedAnswerError("no number") from None
 
 
+@settings(deadline=None)
 @given(replies=replies, keep_cut=st.booleans())
 def test_each_reply_is_one_or_the_other(replies: dict[str, Reply], keep_cut: bool):
     parsed = parse_replies(replies, number, keep_cut=keep_cut)

@@ -5,12 +5,13 @@ from __future__ import annotations
 import random
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jaxrecipes.generate.retry import Retries, asked_wait, is_passing
 
 
+@settings(deadline=None)
 @given(failed=st.integers(1, 2000), asked=st.none() | st.floats(0, 1e4), seed=st.integers(0, 9))
 def test_waits_grow_to_a_minute_and_are_never_shorter_than_asked(failed, asked, seed):
     wait = Retries(first_wait=0.5).wait(failed, asked, random.Random(seed))

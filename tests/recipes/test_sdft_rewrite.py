@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jaxrecipes.config.sdft_rewrite import SdftRewriteSection
@@ -60,6 +60,7 @@ def read_back(row: dict[str, Any]) -> Example | None:
     return rows.make(row, where="here", default_id="?", id_prefix="")
 
 
+@settings(deadline=None)
 @given(example=examples(), text=words)
 def test_a_row_is_read_as_the_example_that_it_was_written_from(example: Example, text: str):
     plain = example.conversation() if isinstance(example, Labelled) else example
@@ -78,6 +79,7 @@ def test_a_row_is_read_as_the_example_that_it_was_written_from(example: Example,
         assert changed.messages[-1] == {"role": "assistant", "content": text}
 
 
+@settings(deadline=None)
 @given(example=examples(), samples=st.integers(1, 3), seed=st.integers(0, 3))
 def test_the_answer_is_in_the_prompt_of_the_rewriting_and_nowhere_else(example, samples, seed):
     secret = "Zanzibar"
@@ -100,6 +102,7 @@ def test_the_answer_is_in_the_prompt_of_the_rewriting_and_nowhere_else(example, 
     assert not any(heading in str(learned) for heading in HEADINGS)
 
 
+@settings(deadline=None)
 @given(request=st.text("#Your answer:\n", max_size=40), reference=words)
 def test_headings_in_data_do_not_divide_the_prompt(request: str, reference: str):
     texts = "\n".join(HEADINGS)
@@ -148,6 +151,7 @@ def test_a_copy_is_the_original_and_not_the_original_with_other_blanks():
     assert accept("2 + 2 = 4", item, section()) == item.reference
 
 
+@settings(deadline=None)
 @given(
     texts=st.lists(words.map(str.strip), max_size=4),
     scores=st.lists(st.none() | st.floats(0, 9), min_size=4, max_size=4),
@@ -178,6 +182,7 @@ def test_every_example_has_one_provenance_and_learns_the_likeliest_accepted_answ
     assert sum(counts[name] for name in ("rewritten", "copied", "fallback", "original")) == 1
 
 
+@settings(deadline=None)
 @given(low=st.floats(0, 1), high=st.floats(0, 1), seed=st.integers(0, 3))
 def test_a_smaller_ratio_is_a_subset_of_a_larger_one(low, high, seed):
     low, high = sorted((low, high))
