@@ -247,9 +247,11 @@ def llm2llm_conflicts(config: Llm2llmConfig) -> list[tuple[str, str]]:
         found.append(("probe.temperature", "is 0, so that all samples are alike; raise it"))
     if augment.patience is not None and task.dev is None:
         found.append(("augment.patience", "is counted in dev scores; give task.dev"))
-    if augment.encoder is None and "similarity" in augment.model_fields_set:
+    # A resolved config has every key: a default that nothing reads is no mistake.
+    plain = AugmentSection()
+    if augment.encoder is None and augment.similarity != plain.similarity:
         found.append(("augment.similarity", "is read with augment.encoder only; give both"))
-    if augment.verify_samples < 2 and "verify_temperature" in augment.model_fields_set:
+    if augment.verify_samples < 2 and augment.verify_temperature != plain.verify_temperature:
         message = "is read where verify_samples is 2 or more; one answer is greedy"
         found.append(("augment.verify_temperature", message))
     names = {config.arm_name}

@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM
 
 from jaxrecipes import cli
 from jaxrecipes.checkpoint.random_model import write_random_model
-from jaxrecipes.config import load_config
+from jaxrecipes.config import load_config, resolved_yaml
 from jaxrecipes.config.llm2llm import (
     AnswerTaskSection,
     AugmentSection,
@@ -264,7 +264,10 @@ def test_wrong_configs_say_what_to_do(tmp_path, capsys):
         "augment.patience: is counted in dev scores",
     ):
         assert words in said
-    good = plain_config(tmp_path)
+    good = plain_config(tmp_path, CONTROLS)
+    checked = Llm2llmConfig.model_validate(good)
+    (tmp_path / "resolved.yaml").write_text(resolved_yaml(checked))
+    assert load_config(tmp_path / "resolved.yaml").model_dump() == checked.model_dump()
     assert cli.main(["run", str(write_config(tmp_path / "g.yaml", good))]) == 2
     assert "teacher: is missing" in capsys.readouterr().err
 
